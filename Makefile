@@ -1,0 +1,42 @@
+# `make` alone lists what there is.
+#   PYTHON=python3.12     another interpreter for the environments
+#   TORCH_INDEX=URL       PyTorch's CPU wheel index, where pip is not configured for it
+
+bin := .venv/bin
+export PYTHON TORCH_INDEX
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help demo test lint format env server-env envs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: envs ## the whole chain on this machine, on real engines, from sample scripts to a better served adapter
+	$(bin)/nothing-gpt run --settings deployments/embedded.yaml
+
+test: envs lint ## static checks, fast tests, and one small embedded chain
+	$(bin)/pytest -q
+	$(bin)/pytest -q -m chain
+
+lint: env ## ruff, pyright and the arrows of the house plan
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/pyright
+	$(bin)/lint-imports --no-logo
+
+format: env ## put the code into ruff's form
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+env: ## the project's environment (.venv), from locks/project.txt
+	@scripts/setup-env project
+
+server-env: ## the vLLM server's environment (.venv-server), from locks/server.txt
+	@scripts/setup-env server
+
+envs:
+	@scripts/setup-env project server
+
+clean: ## removes the environments and caches; the runs in data/ stay
+	rm -rf .venv .venv-server .venv*.lock .venv*.log *.egg-info build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

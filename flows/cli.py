@@ -1,0 +1,226 @@
+"""The `nothing-gpt` program.
+
+Prefect, and with it the flow, is imported only where a command runs something: it takes a second, and it reads its
+settings (where its database is, what it prints) when it is imported.
+"""
+
+import json
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.record import STAGES, last_run
+from flows.server import prefect_server
+from nothing_gpt.artifacts import Workshop
+from nothing_gpt.config import Settings, load_settings
+from nothing_gpt.errors import FatalError, exits_cleanly
+from nothing_gpt.progress import say
+from nothing_gpt.records import read_prompts
+from nothing_gpt.store import Store, open_store
+
+EMBEDDED = Path(__file__).parents[1] / "deployments" / "embedded.yaml"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Turns an SFT adapter and a file of prompts into a better adapter, and proves it.",
+)
+adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
+app.add_typer(adapters, name="adapters")
+out = Console(highlight=False, soft_wrap=True)
+
+SettingsFile = Annotated[Path, typer.Option("--settings", help="YAML file of settings; default: the embedded place.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
+
+
+@app.command()
+def run(
+    settings_file: SettingsFile = EMBEDDED,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts file; short for --set prompts.path=FILE.")] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
+    until: Annotated[str, typer.Option(help="Last stage to run.")] = "promote",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and what it costs.")] = False,
+) -> None:
+    """Run the chain; go on where an earlier run stopped."""
+    settings = _load(settings_file, overrides, prompts, seed)
+    if until not in STAGES:
+        raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
+    if settings.prompts.path:
+        read_prompts(Path(settings.prompts.path))  # so that a mistake in it shows before anything is started
+    if dry_run:
+        _show_plan(settings, until)
+        return
+    groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
+    earlier = last_run(_store(settings))
+    with prefect_server(settings):
+        from flows.dpo import dpo_pipeline
+
+        try:
+            dpo_pipeline(**groups, until=until)
+        finally:
+            if last_run(_store(settings)) != earlier:
+                _show_last_run(settings)
+
+
+@app.command()
+def report(
+    settings_file: SettingsFile = EMBEDDED,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Show the last run, and where its report page is."""
+    settings = _load(settings_file, overrides)
+    if as_json:
+        print(json.dumps(_last_summary(settings), indent=1))
+    else:
+        _show_last_run(settings)
+
+
+@app.command()
+def serve(
+    settings_file: SettingsFile = EMBEDDED,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve the promoted adapter on this machine until Ctrl-C."""
+    settings = _load(settings_file, overrides)
+    from flows.serving import serve_current
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with serve_current(settings, port) as url:
+        say(f"serving {settings.sampling.model} at {url}; Ctrl-C ends it")
+        stop.wait()
+
+
+@app.command()
+def doctor(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+    """Check what is installed, reachable and missing, and what each lack prevents."""
+    from flows.doctor import examine
+
+    settings = _load(settings_file, overrides)
+    findings = examine(settings)
+    for finding in findings:
+        out.print(
+            f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}" + ("" if finding.ok else f": {finding.remedy}"),
+            markup=False,
+        )
+    if not all(finding.ok for finding in findings):
+        raise FatalError("something is missing; the lines above say what it prevents and what to do")
+
+
+@app.command()
+def prune(
+    settings_file: SettingsFile = EMBEDDED,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """Delete what no run and no promoted adapter refers to: listed first."""
+    from flows.prune import unreferenced
+
+    settings = _load(settings_file, overrides)
+    found = unreferenced(Workshop(_store(settings), Path(settings.place.data) / "work"))
+    for item in found:
+        out.print(f"{item.bytes / 1e6:9.1f} MB  {item.name}", markup=False)
+    if not found:
+        say("nothing to prune")
+    elif yes or typer.confirm(f"delete these {len(found)}, {sum(item.bytes for item in found) / 1e6:.1f} MB?"):
+        for item in found:
+            item.delete()
+        say(f"deleted {len(found)}")
+
+
+@adapters.command("list")
+def list_adapters(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+    """List the promoted versions; the arrow marks the current one."""
+    from nothing_gpt.serve.registry import read_registry
+
+    registry = read_registry(_store(_load(settings_file, overrides)))
+    table = Table("", "version", "name", "fingerprint", "digest", "accuracy", "win rate", box=None)
+    for version in registry.versions:
+        table.add_row(
+            "->" if version.version == registry.current else "",
+            str(version.version),
+            version.name,
+            version.fingerprint,
+            version.digest[:12],
+            f"{version.metrics['eval_accuracy']:.3f}",
+            f"{version.metrics['win_rate']:.3f}",
+        )
+    out.print(table if registry.versions else "nothing is promoted yet")
+
+
+@adapters.command()
+def rollback(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+    """Take the current adapter back: the one before it becomes current, on a running server too."""
+    settings = _load(settings_file, overrides)
+    from flows.serving import roll_back_current
+
+    version = roll_back_current(settings)
+    say(
+        f"{settings.sampling.model} is "
+        + (f"version {version.version} again" if version else "the starting adapter again")
+    )
+
+
+@exits_cleanly
+def main() -> None:
+    """The program's entry."""
+    app()
+
+
+def _load(file: Path, overrides: list[str] | None, prompts: Path | None = None, seed: int | None = None) -> Settings:
+    given = [*(overrides or []), *([f"prompts.path={prompts}"] if prompts else [])]
+    return load_settings(file, given, seed)
+
+
+def _store(settings: Settings) -> Store:
+    return open_store(str(Path(settings.place.data) / "store"))
+
+
+def _last_summary(settings: Settings) -> dict[str, Any]:
+    store = _store(settings)
+    key = last_run(store)
+    if key is None:
+        raise FatalError(f"{store.uri}: no run yet; start one with `nothing-gpt run`")
+    return json.loads(store.read(f"{key}/summary.json") or b"{}")
+
+
+def _show_last_run(settings: Settings) -> None:
+    from nothing_gpt.report.terminal import closing_table
+
+    summary = _last_summary(settings)
+    page = _store(settings).fetch(f"runs/{summary['run']}/report.html")
+    shutil.copyfile(page, Path(settings.place.data) / "report.html")
+    # Not softly: a soft-wrapped table is cut at the right edge.
+    out.print(closing_table(summary, Path(settings.place.data) / "report.html"), soft_wrap=False)
+
+
+def _show_plan(settings: Settings, until: str) -> None:
+    from flows.plan import plan
+
+    steps = plan(settings, until)
+    table = Table("stage", "status", "rows", "calls", "expected USD", box=None)
+    for step in steps:
+        table.add_row(
+            step.stage,
+            step.status,
+            *("" if value is None else f"{value:,}" for value in (step.rows, step.calls)),
+            "" if step.usd is None else f"{step.usd:.2f}",
+        )
+    out.print(table)
+    unknown = [step.stage for step in steps if step.calls and step.usd is None and step.stage != "generate_pairs"]
+    total = sum(step.usd or 0 for step in steps)
+    out.print(
+        f"expected cost: {total:.2f} USD"
+        + (f", without {', '.join(unknown)}: the judge's price is not in judge.prices" if unknown else "")
+    )

@@ -1,0 +1,92 @@
+"""What is installed, reachable and missing, and what each lack prevents."""
+
+import asyncio
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nothing_gpt.config import Settings
+from nothing_gpt.embedded.serving import server_python
+from nothing_gpt.endpoint import Endpoint, Service
+from nothing_gpt.errors import NothingGPTError
+from nothing_gpt.store import open_store
+from nothing_gpt.vllm_admin import VLLM
+from tasks.place import LocalPlace
+
+NEEDED_GIB = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it is well, and otherwise what it prevents and what to do."""
+
+    what: str
+    ok: bool
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """All checks of the place that the settings name."""
+    return [
+        *_packages(),
+        *_data(Path(settings.place.data)),
+        *(_embedded() if settings.place.kind == "embedded" else _endpoints(settings)),
+    ]
+
+
+def _packages() -> Iterator[Finding]:
+    for package, prevents in (
+        ("torch", "training"),
+        ("trl", "training"),
+        ("peft", "training"),
+        ("prefect", "running the chain"),
+        ("openai", "sampling and judging"),
+    ):
+        yield Finding(
+            f"package {package}", importlib.util.find_spec(package) is not None, f"prevents {prevents}; run `make env`"
+        )
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        yield Finding(
+            f"training device: {'CUDA' if torch.cuda.is_available() else 'CPU (no nf4; tiny models only)'}", True
+        )
+
+
+def _data(data: Path) -> Iterator[Finding]:
+    try:
+        store = open_store(str(data / "store"))
+        store.write("probe", b"")
+        store.delete("probe")
+        yield Finding(f"store {store.uri}", True)
+        free = shutil.disk_usage(data).free / 2**30
+        yield Finding(f"disk: {free:.0f} GiB free", free > NEEDED_GIB, f"a run needs {NEEDED_GIB} GiB; make room")
+    except NothingGPTError as error:
+        yield Finding(f"store {data / 'store'}", False, f"prevents everything; {error}")
+
+
+def _embedded() -> Iterator[Finding]:
+    try:
+        yield Finding(f"vLLM's environment {server_python()}", True)
+    except NothingGPTError as error:
+        yield Finding("vLLM's environment", False, f"prevents sampling, evaluation and promotion; {error}")
+
+
+def _endpoints(settings: Settings) -> Iterator[Finding]:
+    place = LocalPlace(settings)
+    server, judge = place.running_server(), place.judge()
+    for what, url, served, prevents in (
+        ("vLLM", server.url, VLLM(server.url, server.api_key).models, "sampling, evaluation and promotion"),
+        ("judge", judge.connect(), lambda: asyncio.run(_served(judge)), "judging and evaluation"),
+    ):
+        try:
+            yield Finding(f"{what} {url}: serves {', '.join(list(served())[:5])}", True)
+        except NothingGPTError as error:
+            yield Finding(f"{what} {url}", False, f"prevents {prevents}; {error}")
+
+
+async def _served(service: Service) -> list[str]:
+    async with Endpoint(service, concurrency=1) as endpoint:
+        return await endpoint.served()

@@ -1,0 +1,98 @@
+"""The DPO chain: from prompts and a starting adapter to a promoted adapter, or to the reasons why not.
+
+`chain` says what follows what, once, for running it under Prefect and for planning it without running anything.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.record import RunRecord, StageName
+from nothing_gpt.adapters import Base
+from nothing_gpt.config import (
+    GateSettings,
+    JudgeSettings,
+    PlaceSettings,
+    PromptsSettings,
+    SamplingSettings,
+    Settings,
+    TrainingSettings,
+)
+from nothing_gpt.errors import GateFailed
+from nothing_gpt.report.markdown import markdown
+from tasks.evaluate import evaluate
+from tasks.gate import gate
+from tasks.generate_pairs import generate_pairs
+from tasks.judge import judge
+from tasks.pairs import pairs
+from tasks.place import EmbeddedPlace, LocalPlace, Models, open_place
+from tasks.promote import promote
+from tasks.prompts import prompts
+from tasks.start import adopt_adapter, base, scripts, sft
+from tasks.train import train
+
+Step = Callable[..., Any]
+"""`step(task, place, *inputs)` does one stage and returns its result."""
+
+
+def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
+    """What follows what. Raises GateFailed where the candidate is not measurably better."""
+    path = place.settings.prompts.path
+    if isinstance(place, EmbeddedPlace):
+        sample = step(scripts, place)
+        asked = step(prompts, place, Path(path) if path else place.workshop.file(sample, "prompts.jsonl"))
+        tiny = step(base, place, sample)
+        models = Models(Base(str(place.workshop.folder(tiny)), tiny.digest), step(sft, place, sample, tiny))
+    else:
+        asked = step(prompts, place, Path(path or ""))
+        models = Models(place.base(), step(adopt_adapter, place))
+    completions = step(generate_pairs, place, models, asked)
+    judged = step(judge, place, completions)
+    preferences = step(pairs, place, completions, judged)
+    candidate = step(train, place, models, preferences)
+    evaluation = step(evaluate, place, models, asked, candidate)
+    decision = step(gate, place, preferences, candidate, evaluation)
+    if not decision.passed:
+        raise GateFailed("gate: not promoted, because " + "; ".join(decision.failures))
+    step(promote, place, models, asked, candidate, evaluation, decision)
+
+
+@flow(name="dpo-pipeline", validate_parameters=True)
+def dpo_pipeline(
+    prompts: PromptsSettings = PromptsSettings(),
+    sampling: SamplingSettings = SamplingSettings(),
+    judge: JudgeSettings = JudgeSettings(),
+    training: TrainingSettings = TrainingSettings(),
+    gate: GateSettings = GateSettings(),
+    place: PlaceSettings = PlaceSettings(),
+    until: StageName = "promote",
+) -> dict[str, Any]:
+    """Samples, judges, trains, evaluates, and promotes the new adapter if it is measurably better.
+
+    Returns the run's summary. A failed gate ends the run in Failed, with the reasons.
+    """
+    settings = Settings(prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place)
+    with open_place(settings) as engines:
+        record = RunRecord(engines.workshop, settings)
+
+        def step(task: Any, *inputs: Any) -> Any:
+            result = record.stage(task.name, lambda: task.submit(*inputs).result())
+            if task.name == until:
+                raise _Reached
+            return result
+
+        try:
+            chain(engines, step)
+        except _Reached:
+            pass
+        finally:
+            summary = record.finish()
+            create_markdown_artifact(markdown(summary), key="dpo-report", description="The run's report")
+    return summary
+
+
+class _Reached(Exception):
+    """The last stage that was asked for is done."""

@@ -1,0 +1,140 @@
+"""The record of one run: what each stage did, the figures at the end, and the report page made of them.
+
+Kept in the store under `runs/`, written when the run ends, whichever way it ends.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.config import Settings
+from nothing_gpt.dpo.gate import Decision
+from nothing_gpt.records import read_jsonl
+from nothing_gpt.report.page import render_page
+from nothing_gpt.results import evaluation_metrics, quality_figures, training_metrics
+from nothing_gpt.serve.registry import Version
+from nothing_gpt.store import Store
+
+FOLDER = "runs"
+StageName = Literal[
+    "scripts", "prompts", "base", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate", "gate", "promote"
+]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+class RunRecord:
+    """Collects what the stages of one run did."""
+
+    def __init__(self, workshop: Workshop, settings: Settings):
+        self._workshop = workshop
+        self._settings = settings
+        self._started = time.time()
+        self._results: dict[str, Any] = {}
+        self._stages: dict[str, dict[str, Any]] = {}
+        self._error: str | None = None
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        """Does a stage's work, and notes how it went."""
+        started = time.monotonic()
+        try:
+            result = self._results[name] = work()
+        except Exception as error:
+            self._error = str(error)
+            self._note(name, "failed", started, None)
+            raise
+        reused = isinstance(result, Artifact) and result.reused
+        self._note(name, "cached" if reused else "ran", started, result if isinstance(result, Artifact) else None)
+        return result
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the summary and the report page, and returns the summary."""
+        summary = self._summary()
+        key = f"{FOLDER}/{summary['run']}"
+        self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
+        page = render_page(
+            summary,
+            *(
+                self._rows(stage, name)
+                for stage, name in (
+                    ("train", "steps.jsonl"),
+                    ("pairs", "train.jsonl"),
+                    ("evaluate", "comparisons.jsonl"),
+                )
+            ),
+        )
+        self._workshop.store.write(f"{key}/report.html", page.encode())
+        return summary
+
+    def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:
+        self._stages[name] = {
+            "status": status,
+            "seconds": round(time.monotonic() - started, 2),
+            "rows": self._workshop.counts(artifact).get("rows") if artifact else None,
+            "artifact": artifact.key if artifact else None,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        workshop, results = self._workshop, self._results
+        training = training_metrics(workshop, results["train"]) if "train" in results else None
+        win_rate = evaluation_metrics(workshop, results["evaluate"])["win_rate"] if "evaluate" in results else None
+        decision: Decision | None = results.get("gate")
+        version: Version | None = results.get("promote")
+        cost = self._cost()
+        started = datetime.fromtimestamp(self._started, UTC)
+        return {
+            "run": started.strftime("%Y%m%d-%H%M%S-%f")[:-3],
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self._started, 1),
+            "place": self._settings.place.kind,
+            "seed": self._settings.training.seed,
+            "stages": self._stages,
+            "data": quality_figures(workshop, results["pairs"]) if "pairs" in results else None,
+            "training": training,
+            "win_rate": win_rate,
+            "gate": {
+                "passed": decision.passed,
+                "reasons": [{"passed": reason.passed, "text": reason.text} for reason in decision.reasons],
+            }
+            if decision
+            else None,
+            "promoted": {"name": version.name, "version": version.version, "fingerprint": version.fingerprint}
+            if version
+            else None,
+            "cost_usd": cost["total"],
+            "cost": cost,
+            "error": self._error
+            or (
+                f"gate: not promoted, because {'; '.join(decision.failures)}"
+                if decision and not decision.passed
+                else None
+            ),
+        }
+
+    def _cost(self) -> dict[str, float | None]:
+        """What this run spent (USD); None for what has no known price."""
+        judging: list[float | None] = []
+        for name in ("judge", "evaluate"):
+            if self._stages.get(name, {}).get("status") == "ran":
+                usage = self._workshop.counts(self._results[name]).get("usage", {})
+                usage = usage.get("judge", usage)
+                judging.append(usage.get("cost_usd") if usage else 0.0)
+        trained = self._stages.get("train", {})
+        gpu = (
+            self._settings.place.gpu_usd_per_hour * trained["seconds"] / 3600 if trained.get("status") == "ran" else 0.0
+        )
+        judge = None if None in judging else sum(cost for cost in judging if cost)
+        return {"judge": judge, "gpu": gpu, "total": None if judge is None else judge + gpu}
+
+    def _rows(self, stage: str, name: str) -> list[dict[str, Any]]:
+        if stage not in self._results:
+            return []
+        return [row for _, row in read_jsonl(self._workshop.file(self._results[stage], name))]
+
+
+def last_run(store: Store) -> str | None:
+    """Key of the latest run's folder, or None where there was none."""
+    keys = [key for key in store.list(FOLDER) if key.endswith("/summary.json")]
+    return keys[-1].rpartition("/")[0] if keys else None

@@ -1,0 +1,66 @@
+"""Serving and taking back the promoted adapter, outside a run. What belongs to it is found through its lineage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nothing_gpt.adapters import CONFIG
+from nothing_gpt.artifacts import Manifest, Workshop
+from nothing_gpt.config import Settings
+from nothing_gpt.embedded.serving import LocalVLLM
+from nothing_gpt.errors import FatalError
+from nothing_gpt.preferences import read_pairs
+from nothing_gpt.serve.promote import roll_back
+from nothing_gpt.serve.registry import Version, read_registry
+from nothing_gpt.vllm_admin import VLLM
+from tasks.place import LocalPlace, open_place
+
+
+@contextmanager
+def serve_current(settings: Settings, port: int) -> Iterator[str]:
+    """A vLLM of our own with the promoted adapter under its stable name; yields its address.
+
+    Raises:
+        FatalError: nothing is promoted yet, or the place has a server of its own.
+    """
+    with open_place(settings) as place:
+        if isinstance(place, LocalPlace):
+            raise FatalError("serve: this place has a vLLM of its own, which serves already; see place.serve_url")
+        workshop = place.workshop
+        current, made = _current(workshop)
+        start = _manifest(workshop, made.lineage["adapter"])
+        base = workshop.store.fetch(f"{start.lineage['base']}/config.json").parent
+        adapter = workshop.store.fetch(f"{current.artifact}/{CONFIG}").parent
+        with LocalVLLM(base, place.logs / "serve.log", port=port) as server:
+            VLLM(server.base_url).load(current.name, str(adapter))
+            yield server.base_url
+
+
+def roll_back_current(settings: Settings) -> Version | None:
+    """Takes the current adapter back; returns the version that is current now, None for the starting adapter.
+
+    Raises:
+        FatalError: nothing is promoted, or the server refuses the former adapter: then nothing has changed.
+    """
+    with open_place(settings) as place:
+        workshop = place.workshop
+        _, made = _current(workshop)
+        start = workshop.store.fetch(f"{made.lineage['adapter']}/{CONFIG}").parent
+        validation = read_pairs(workshop.store.fetch(f"{made.lineage['pairs']}/val.jsonl"))
+        # The embedded place's server lives no longer than a run, so there only the registry is to change.
+        server = place.running_server() if isinstance(place, LocalPlace) else None
+        return roll_back(workshop.store, start, server, validation[0]["prompt"])
+
+
+def _current(workshop: Workshop) -> tuple[Version, Manifest]:
+    registry = read_registry(workshop.store)
+    version = registry.version(registry.current)
+    if version is None:
+        raise FatalError("no adapter is promoted; run `nothing-gpt run` first")
+    return version, _manifest(workshop, version.artifact)
+
+
+def _manifest(workshop: Workshop, key: str) -> Manifest:
+    manifest = workshop.manifest(key)
+    if manifest is None:
+        raise FatalError(f"{key} is gone from the store; run `nothing-gpt run` to make it again")
+    return manifest

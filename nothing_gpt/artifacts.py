@@ -1,0 +1,253 @@
+"""Finished work: immutable folders of files, addressed by what made them, that exist when their manifest does.
+
+`Workshop.make` is the only cache of the pipeline. It answers from the store where an artifact of the same stage,
+version, settings and inputs is whole, and otherwise builds it, under a lease so that of two runs only one works.
+"""
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from nothing_gpt.errors import FatalError
+from nothing_gpt.progress import say
+from nothing_gpt.records import canonical_json, digest, file_digest
+from nothing_gpt.store import Store, reporting_disk
+
+MANIFEST = "manifest.json"
+LEASE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name and version. A change of its code that changes its results wants a new version."""
+
+    name: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A reference to a finished artifact.
+
+    `fingerprint` names what made it, `digest` what is in it, and `reused` says that it was there already.
+    """
+
+    uri: str
+    stage: str
+    fingerprint: str
+    digest: str
+    reused: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}/{self.fingerprint}"
+
+
+class FileEntry(BaseModel):
+    """Size (bytes) and SHA-256 of one of an artifact's files."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What made an artifact and what is in it: the last file written."""
+
+    stage: str
+    version: int
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """Digest of each input's content."""
+    lineage: dict[str, str]
+    """Key of each input in the store."""
+    counts: dict[str, Any]
+    files: dict[str, FileEntry]
+    seconds: float
+    created: float
+    """Unix time (s)."""
+
+    @property
+    def digest(self) -> str:
+        return digest({name: entry.sha256 for name, entry in self.files.items()})
+
+
+Build = Callable[[Path], Mapping[str, Any]]
+"""Fills an empty or, after a kill, half-filled folder with the artifact's files; returns the counts to record."""
+
+
+class Workshop:
+    """A store of artifacts and a local folder to build them in."""
+
+    def __init__(self, store: Store, work: Path):
+        self.store = store
+        self.work = work
+
+    def make(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build) -> Artifact:
+        """The stage's artifact for these settings and inputs, from the store or built now.
+
+        Files and folders whose names begin with `.` or `_` are scratch: they survive a kill, so that a build may go
+        on from them, and are no part of the artifact.
+
+        Raises:
+            FatalError: the local folder or the store cannot be written. Whatever `build` raises.
+        """
+        fingerprint = digest(
+            {
+                "stage": stage.name,
+                "version": stage.version,
+                "settings": dict(settings),
+                "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+            }
+        )[:16]
+        found = self.find(stage.name, fingerprint)
+        return found or self._make(stage, fingerprint, settings, inputs, build)
+
+    def _make(
+        self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build
+    ) -> Artifact:
+        with lease(self.store, f"leases/{stage.name}-{fingerprint}"):
+            return self.find(stage.name, fingerprint) or self._build(stage, fingerprint, settings, inputs, build)
+
+    def adopt(self, stage: Stage, files: Mapping[str, Path]) -> Artifact:
+        """Files made elsewhere as an artifact, addressed by their content. Raises FatalError where one is missing."""
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            for name, file in files.items():
+                shutil.copyfile(file, folder / name)
+            return {}
+
+        for file in files.values():
+            if not file.is_file():
+                raise FatalError(f"{file}: no such file; check the path")
+        return self.make(stage, {"files": {name: file_digest(file) for name, file in files.items()}}, {}, build)
+
+    def find(self, stage: str, fingerprint: str) -> Artifact | None:
+        """The artifact, or None where it is missing or damaged: then it is to be made again."""
+        key = f"{stage}/{fingerprint}"
+        manifest = self.manifest(key)
+        if manifest is None:
+            return None
+        for name, entry in manifest.files.items():
+            try:
+                file = self.store.fetch(f"{key}/{name}")
+            except FileNotFoundError:
+                return None
+            if file.stat().st_size != entry.size or file_digest(file) != entry.sha256:
+                return None
+        return Artifact(self.store.uri, stage, fingerprint, manifest.digest, reused=True)
+
+    def manifest(self, key: str) -> Manifest | None:
+        """The manifest at `<stage>/<fingerprint>`, or None where there is none that can be read."""
+        data = self.store.read(f"{key}/{MANIFEST}")
+        try:
+            return None if data is None else Manifest.model_validate_json(data)
+        except ValidationError:
+            return None
+
+    def counts(self, artifact: Artifact) -> dict[str, Any]:
+        """What the stage counted when it made the artifact."""
+        manifest = self.manifest(artifact.key)
+        return manifest.counts if manifest else {}
+
+    def file(self, artifact: Artifact, name: str) -> Path:
+        """A local copy of one of the artifact's files, not to be changed."""
+        return self.store.fetch(f"{artifact.key}/{name}")
+
+    def folder(self, artifact: Artifact) -> Path:
+        """A local folder with all of the artifact's files, not to be changed."""
+        manifest = self.manifest(artifact.key)
+        for name in manifest.files if manifest else ():
+            self.file(artifact, name)
+        return self.file(artifact, MANIFEST).parent
+
+    def _build(
+        self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build
+    ) -> Artifact:
+        folder = self.work / stage.name / fingerprint
+        started = time.time()
+        with reporting_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            counts = build(folder)
+        found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        names = [path.as_posix() for path in found if not any(part.startswith((".", "_")) for part in path.parts)]
+        key = f"{stage.name}/{fingerprint}"
+        for name in names:
+            self.store.upload(folder / name, f"{key}/{name}")
+        files = {
+            name: FileEntry(size=(folder / name).stat().st_size, sha256=file_digest(folder / name)) for name in names
+        }
+        manifest = Manifest(
+            stage=stage.name,
+            version=stage.version,
+            settings=dict(settings),
+            counts=dict(counts),
+            inputs={name: artifact.digest for name, artifact in inputs.items()},
+            lineage={name: artifact.key for name, artifact in inputs.items()},
+            files=files,
+            seconds=time.time() - started,
+            created=started,
+        )
+        self.store.write(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        return Artifact(self.store.uri, stage.name, fingerprint, manifest.digest)
+
+
+@contextmanager
+def lease(store: Store, key: str) -> Iterator[None]:
+    """Holds a named lease, waiting while another process holds it. A holder that died is noticed at once on the same
+    machine, and elsewhere when its lease runs out; a living one renews it."""
+    waiting = False
+    while not (_is_free(held := store.read(key)) and store.swap(key, _claim(), held)):
+        if not waiting:
+            say(f"waiting for another run that is at work on {key.removeprefix('leases/')}")
+            waiting = True
+        time.sleep(0.2)
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(LEASE_SECONDS / 4):
+            store.write(key, _claim())
+
+    renewer = threading.Thread(target=renew, daemon=True, name="lease")
+    renewer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewer.join()
+        store.delete(key)
+
+
+def _claim() -> bytes:
+    me = psutil.Process()
+    return canonical_json(
+        {
+            "host": socket.gethostname(),
+            "pid": me.pid,
+            "started": me.create_time(),
+            "expires": time.time() + LEASE_SECONDS,
+        }
+    ).encode()
+
+
+def _is_free(claim: bytes | None) -> bool:
+    if claim is None:
+        return True
+    holder = json.loads(claim)
+    if holder["host"] != socket.gethostname():
+        return time.time() > holder["expires"]
+    try:
+        process = psutil.Process(holder["pid"])
+        return process.create_time() != holder["started"] or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

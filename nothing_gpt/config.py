@@ -1,0 +1,350 @@
+"""All settings: six small frozen groups, each field with its bounds and the advice a person needs to choose it.
+
+Values come from a YAML file, then `group.key=value` overrides. Secrets and addresses come from the environment
+(`Environment`) and are never part of a group, so they reach no fingerprint, log, artifact or flow parameter.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nothing_gpt.errors import FatalError
+
+
+class Group(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptsSettings(Group):
+    """Which prompts are sampled for pairs, and which are held out for the comparison of adapters."""
+
+    path: str | None = Field(
+        default=None,
+        description="JSON-lines file of {prompt: [{role, content}, ...]} rows. Empty: the embedded sample scripts.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="Use at most this many prompts for pairs; empty: all.")
+    test_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the prompts held out for the win rate. A prompt's "
+        "side follows from its content and the seed alone.",
+    )
+    test_limit: int | None = Field(
+        default=None, ge=1, description="Use at most this many held-out prompts; empty: all."
+    )
+    seed: int = Field(default=42, ge=0, description="Decides which prompts are held out.")
+
+
+class SamplingSettings(Group):
+    """Stage 1: several completions a prompt, from the adapter that is to be improved."""
+
+    model: str = Field(
+        default="seinfeld",
+        min_length=1,
+        description="Stable name of the adapter at the endpoint. A run asks "
+        "for a versioned name made from it, so that a promotion never makes old completions stale.",
+    )
+    num_completions: int = Field(
+        default=3,
+        ge=2,
+        le=16,
+        description="Completions a prompt. 3 is the least that ranks well, "
+        "5 covers more at more cost; above that best-versus-worst gains little.",
+    )
+    temperature: float = Field(
+        default=0.9,
+        ge=0,
+        le=2,
+        description="Diversity. Below 0.7 the completions are too alike to rank, above 1.0 to 1.2 they lose coherence.",
+    )
+    max_tokens: int = Field(
+        default=256,
+        ge=1,
+        le=8192,
+        description="Most tokens a completion. A completion cut here loses its unfinished last line.",
+    )
+    frequency_penalty: float = Field(
+        default=0.5, ge=-2, le=2, description="Penalty on repeated tokens; 0.3 to 0.7 keeps a hot model out of loops."
+    )
+    concurrency: int = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="Sequences in flight at once; the server's max-num-seqs is the most that helps.",
+    )
+    max_failed_share: float = Field(
+        default=0.01, ge=0, le=1, description="The stage fails when more rows than this share could not be completed."
+    )
+    seed: int = Field(default=42, ge=0, description="Base of every request's seed.")
+
+
+class Price(Group):
+    """Price of a model in USD per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class JudgeSettings(Group):
+    """Stage 2: a language model ranks each prompt's completions; best and worst become a pair."""
+
+    model: str = Field(
+        default="gemini-3.5-flash-lite",
+        min_length=1,
+        description="Model that judges, at any endpoint that "
+        "speaks OpenAI's chat protocol. A stronger judge ranks more consistently and costs more.",
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="Sent only where set: some models (Gemini 3) want their default; 0 suits the others.",
+    )
+    max_tokens: int = Field(
+        default=4096,
+        ge=16,
+        le=65536,
+        description="Most tokens of a verdict, thinking included; doubled once where a reply was cut.",
+    )
+    votes: Literal[1, 2] = Field(
+        default=2,
+        description="2 judges every set in a seeded order and in its reverse and keeps "
+        "only what both agree on, which cancels position bias; 1 costs half.",
+    )
+    concurrency: int = Field(
+        default=16, ge=1, le=1024, description="Calls in flight at once; the provider's rate limit bounds it."
+    )
+    val_ratio: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of the pairs held out to measure training. 102 pairs measure accuracy to about 5 points.",
+    )
+    seed: int = Field(
+        default=42, ge=0, description="Decides the orders shown to the judge and the train/validation split."
+    )
+    max_failed_share: float = Field(
+        default=0.01, ge=0, le=1, description="The stage fails when more verdicts than this share could not be had."
+    )
+    max_cost_usd: float | None = Field(
+        default=None, gt=0, description="Stop cleanly before spending more; needs a price."
+    )
+    prices: dict[str, Price] = Field(
+        default={"gemini-3.5-flash-lite": Price(input=0.30, output=2.50)},
+        description="USD per million tokens, by model.",
+    )
+
+
+class TrainingSettings(Group):
+    """Stage 3: DPO with TRL, on the adapter that made the completions."""
+
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="Strength of the KL penalty that ties the policy to the "
+        "reference. Lower (0.05, 0.01) moves further; higher (0.3 to 0.5) stays close to SFT. "
+        "Accuracy below 0.55: lower it. Good accuracy but worse text: raise it.",
+    )
+    loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"] = Field(
+        default="sigmoid", description="sigmoid is standard DPO (Rafailov et al. 2023) and the most studied."
+    )
+    learning_rate: float = Field(
+        default=2e-5,
+        gt=0,
+        le=1e-1,
+        description="Peak learning rate. 5e-6 over 58 steps is too "
+        "small a budget to learn; QLoRA recipes use 2e-5 to 1e-4.",
+    )
+    num_train_epochs: float = Field(
+        default=2, gt=0, le=100, description="Passes over the pairs. Many on few pairs overfit."
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="linear", description="Decay of the learning rate."
+    )
+    warmup_steps: float = Field(default=0.1, ge=0, description="Steps of warm-up; below 1 it is a share of all steps.")
+    per_device_train_batch_size: int = Field(
+        default=4, ge=1, description="Pairs a micro-batch; each costs two sequences."
+    )
+    per_device_eval_batch_size: int = Field(default=4, ge=1, description="Pairs a micro-batch in evaluation.")
+    gradient_accumulation_steps: int = Field(
+        default=4,
+        ge=1,
+        description="Micro-batches an update. 16 pairs an update is "
+        "usual; below 8 is noisy, above 32 wastes a small set.",
+    )
+    max_length: int = Field(
+        default=2048,
+        ge=8,
+        description="Most tokens of prompt and completion together. A longer pair is refused, never cut silently.",
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: slower, much less memory.")
+    precompute_ref_log_probs: bool = Field(default=True, description="Run the reference once instead of at every step.")
+    quantization: Literal["none", "nf4"] = Field(
+        default="none", description="nf4 loads the base in 4 bits (CUDA only)."
+    )
+    eval_steps: int = Field(default=25, ge=1, description="Evaluate every so many steps.")
+    save_steps: int = Field(
+        default=25, ge=1, description="Checkpoint every so many steps; a preemption repeats at most these."
+    )
+    logging_steps: int = Field(default=10, ge=1, description="Log metrics every so many steps.")
+    seed: int = Field(default=42, ge=0, description="Order of the data and dropout.")
+
+
+class GateSettings(Group):
+    """What a candidate must show before it may replace the served adapter. Bounds are on 95 % intervals."""
+
+    min_accuracy: float = Field(
+        default=0.5, ge=0, le=1, description="Lower bound of the validation accuracy must exceed this."
+    )
+    min_margin: float = Field(default=0.0, description="Lower bound of the validation margin must exceed this.")
+    min_win_rate: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Lower bound of the win rate against the starting adapter must exceed this.",
+    )
+    step0_tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        description="Largest distance of the loss before training from that of a policy equal to its reference (ln 2 "
+        "for sigmoid); beyond it the reference is not the starting adapter.",
+    )
+    min_pairs: int = Field(default=50, ge=2, description="Fewer pairs than this are fatal.")
+    min_agreement: float = Field(
+        default=0.2, ge=0, le=1, description="Lower agreement between the judge's two orders is fatal."
+    )
+    max_longer_chosen: float = Field(
+        default=0.8,
+        gt=0.5,
+        le=1,
+        description="A higher share of pairs whose chosen side is the "
+        "longer one is fatal: the model would learn length.",
+    )
+
+
+class PlaceSettings(Group):
+    """Where the engines are and where results are kept. Nothing here changes a result, so no fingerprint holds it."""
+
+    kind: Literal["embedded", "local"] = Field(
+        default="embedded",
+        description="embedded: everything is made and started here, "
+        "nothing is needed. local: your vLLM and judge, training here.",
+    )
+    data: str = Field(default="data", description="Folder for the store, scratch files, logs and Prefect's database.")
+    serve_url: str | None = Field(
+        default=None, description="local: address of vLLM, such as http://127.0.0.1:8000/v1; empty: SERVE_URL."
+    )
+    judge_url: str | None = Field(default=None, description="local: address of the judge; empty: OPENAI_BASE_URL.")
+    base_model: str | None = Field(
+        default=None, description="local: base model that is trained, a folder or a hub name."
+    )
+    sft_adapter: str | None = Field(
+        default=None, description="local: folder of the starting adapter; empty: SFT_ADAPTER_PATH."
+    )
+    gpu_usd_per_hour: float = Field(
+        default=0.0,
+        ge=0,
+        description="Price of the training machine, for the cost report. An L4 spot is about 0.25 to 0.35.",
+    )
+    seed: int = Field(default=0, ge=0, description="embedded: seed of the sample scripts and of the base model.")
+
+
+class Settings(Group):
+    """The six groups together."""
+
+    prompts: PromptsSettings = PromptsSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    judge: JudgeSettings = JudgeSettings()
+    training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+    place: PlaceSettings = PlaceSettings()
+
+    @model_validator(mode="after")
+    def _local_brings_its_own(self) -> Self:
+        if self.place.kind == "local" and not self.prompts.path:
+            raise ValueError("prompts.path is empty; give --prompts FILE, or use place.kind=embedded")
+        if self.place.kind == "local" and not self.place.base_model:
+            raise ValueError("place.base_model is empty; name the base model that the SFT adapter belongs to")
+        return self
+
+
+class Environment(BaseSettings):
+    """What the environment may hold: the guide's variables. Secrets stay `SecretStr`."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    serve_url: str = "http://127.0.0.1:8000/v1"
+    serve_api_key: SecretStr | None = None
+    openai_base_url: str = "https://generativelanguage.googleapis.com/v1beta/openai/"
+    openai_api_key: SecretStr | None = None
+    judge_model: str | None = None
+    dpo_data_path: Path = Path("/vol/data/dpo")
+    sft_adapter_path: Path = Path("/vol/adapters/nothing-gpt-sft")
+    adapter_path: Path = Path("/vol/adapters/nothing-gpt")
+    base_model: str | None = None
+
+
+def load_settings(file: Path | None = None, overrides: Iterable[str] = (), seed: int | None = None) -> Settings:
+    """Settings from a YAML file and `group.key=value` overrides; `seed` sets every group's seed.
+
+    Raises:
+        FatalError: the file cannot be read, or a setting is unknown, of the wrong type or out of bounds.
+    """
+    values: dict[str, Any] = _read_yaml(file) if file else {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        group, dot, key = name.strip().partition(".")
+        if not (equals and group and dot and key):
+            raise FatalError(f"--set {override}: write it as group.key=value, such as training.beta=0.05")
+        try:
+            values.setdefault(group, {})[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise FatalError(f"--set {override}: the value is not YAML; put it in quotes") from None
+    if seed is not None:
+        for name, field in Settings.model_fields.items():
+            if "seed" in getattr(field.annotation, "model_fields", {}):
+                values.setdefault(name, {})["seed"] = seed
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise FatalError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_bytes()) or {}
+    except OSError as error:
+        raise FatalError(f"{file}: cannot read the settings ({error.strerror}); check the path") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise FatalError(f"{file}: not YAML ({' '.join(str(error).split())}); correct the file") from None
+    if not isinstance(values, dict) or not all(isinstance(group, dict) for group in values.values()):
+        raise FatalError(f"{file}: expected groups of settings ({', '.join(Settings.model_fields)}), each a mapping")
+    return values
+
+
+def _explain(error: Any) -> str:
+    """One line for one of Pydantic's errors, with the nearest known name where a name is unknown."""
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path) or "settings"
+    if error["type"] != "extra_forbidden":
+        given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+        return (
+            f"{name}: {error['msg'].removeprefix('Value error, ')[:1].lower()}"
+            f"{error['msg'].removeprefix('Value error, ')[1:]}{given}"
+        )
+    fields: dict[str, Any] = dict(Settings.model_fields)
+    for part in path[:-1]:
+        if part in fields:  # a model's name in judge.prices is no field; what holds it is a dict of groups
+            annotation = fields[part].annotation
+            fields = dict(getattr((annotation, *get_args(annotation))[-1], "model_fields", {}))
+    near = difflib.get_close_matches(path[-1], fields, n=1)
+    return f"{name}: no such setting; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}")

@@ -1,0 +1,120 @@
+"""Stage 5: how often the judge prefers the candidate to the adapter it started from, on prompts nobody trained on.
+
+Both adapters continue each held-out prompt once, and the judge compares the two in both orders. The unit is the
+prompt: 1 where both orders prefer the candidate, 0 where both prefer the other, 1/2 for a tie or a split.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.config import JudgeSettings, SamplingSettings
+from nothing_gpt.endpoint import Service
+from nothing_gpt.errors import FatalError
+from nothing_gpt.intervals import win_rate
+from nothing_gpt.records import CompletionSet, Prompt, read_prompts, write_jsonl
+from nothing_gpt.sampling import Sampling
+from nothing_gpt.store import Store
+from nothing_gpt.verdicts import Judging, Ranking, Verdict, consensus
+
+STAGE = Stage("evaluation", 1)
+METRICS = "metrics.json"
+COMPARISONS = "comparisons.jsonl"
+REFERENCE, CANDIDATE = 0, 1
+
+
+def evaluate(
+    workshop: Workshop,
+    prompts: Artifact,
+    sampling: SamplingSettings,
+    judge: JudgeSettings,
+    reference: Service,
+    candidate: Service,
+    judging: Service,
+) -> Artifact:
+    """`metrics.json` with the `win_rate` (`value`, `ci`, `n`) of the candidate, and every comparison in
+    `comparisons.jsonl`.
+
+    Raises:
+        FatalError: no prompt could be compared, or as `Sampling.ask` and `Judging.ask`; TransientError as these.
+    """
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        held_out, _ = read_prompts(workshop.file(prompts, "test.jsonl"))
+        usage: dict[str, Any] = {}
+        answers = {
+            name: _answers(workshop.store, held_out, sampling, service, name, usage)
+            for name, service in (("reference", reference), ("candidate", candidate))
+        }
+        sets = [
+            CompletionSet(prompt, [answers["reference"][prompt.id], answers["candidate"][prompt.id]], [False] * 2)
+            for prompt in held_out
+            if prompt.id in answers["reference"] and prompt.id in answers["candidate"]
+        ]
+        rows = _compare(workshop.store, sets, judge.model_copy(update={"votes": 2}), judging, usage)
+        if not rows:
+            raise FatalError(
+                f"evaluate: none of {len(held_out)} held-out prompts could be compared; "
+                "see sampling.max_tokens and the judge"
+            )
+        estimate = win_rate([row["score"] for row in rows])
+        write_jsonl(folder / COMPARISONS, rows)
+        metrics = {
+            "win_rate": {"value": estimate.value, "ci": [estimate.low, estimate.high], "n": estimate.n},
+            "wins": sum(row["score"] == 1 for row in rows),
+            "losses": sum(row["score"] == 0 for row in rows),
+        }
+        (folder / METRICS).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        return {"rows": len(rows), "usage": usage}
+
+    fingerprinted = {
+        "sampling": sampling.model_dump(exclude={"model", "concurrency", "max_failed_share", "num_completions"}),
+        "judge": judge.model_dump(include={"temperature", "max_tokens", "seed"}) | {"is": judging.identity},
+        "reference": reference.identity,
+        "candidate": candidate.identity,
+    }
+    return workshop.make(STAGE, fingerprinted, {"prompts": prompts}, build)
+
+
+def score(votes: list[Verdict]) -> float:
+    """The candidate's score on one prompt from the votes in both orders."""
+    ranking = consensus(votes)
+    if not isinstance(ranking, Ranking):
+        return 0.5
+    return 1.0 if ranking.best == CANDIDATE else 0.0
+
+
+def _answers(
+    store: Store, prompts: list[Prompt], settings: SamplingSettings, service: Service, name: str, usage: dict[str, Any]
+) -> dict[str, str]:
+    with Sampling(store, settings, service, count=1, distinct=1) as sampling:
+        sampling.ask(prompts, f"evaluate: {name}")
+        usage[name] = sampling.usage
+        results = [sampling.result(prompt) for prompt in prompts]
+    return {item.prompt.id: item.completions[0] for item in results if isinstance(item, CompletionSet)}
+
+
+def _compare(
+    store: Store, sets: list[CompletionSet], settings: JudgeSettings, service: Service, usage: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One row a prompt. Two equal texts are a tie that nobody need be asked about."""
+    rows: list[dict[str, Any]] = []
+    with Judging(store, settings, service) as judging:
+        judging.ask([item for item in sets if len(set(item.completions)) == 2], "evaluate: compare")
+        usage["judge"] = judging.usage
+        for item in sets:
+            votes = judging.votes(item) if len(set(item.completions)) == 2 else []
+            if isinstance(votes, str):
+                continue
+            rows.append(
+                {
+                    "prompt": item.prompt.messages,
+                    "reference": item.completions[REFERENCE],
+                    "candidate": item.completions[CANDIDATE],
+                    "score": score(votes) if votes else 0.5,
+                    "reasons": [vote.reason for vote in votes],
+                }
+            )
+    return rows

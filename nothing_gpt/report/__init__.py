@@ -1,0 +1,1 @@
+"""Renders figures that other modules computed."""

@@ -1,0 +1,56 @@
+"""A run's summary as Markdown, the decision first: what Prefect shows as the run's artifact."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from nothing_gpt.report.summary import Summary, advice, decision, facts, key_figures, stage_lines
+
+_SIGNS = {"good": "✅", "bad": "❌", "open": "⏸️"}
+
+
+def markdown(summary: Summary) -> str:
+    """The summary as GitHub-flavoured Markdown. What is missing is left out."""
+    verdict = decision(summary)
+    parts = [f"# {_SIGNS[verdict.tone]} {_text(verdict.headline)}", *map(_text, verdict.details)]
+    gate = summary.get("gate") or {}
+    if gate.get("reasons"):
+        parts.append(
+            "\n".join(f"- {'✅' if reason['passed'] else '❌'} {_text(reason['text'])}" for reason in gate["reasons"])
+        )
+    figures = key_figures(summary)
+    if figures:
+        parts += [
+            "## Figures",
+            _table(
+                ("figure", "value", "95 % interval", "on"), ((f.label, f.value, f.interval, f.note) for f in figures)
+            ),
+        ]
+    hints = advice(summary)
+    if hints:
+        parts += ["## Advice", "\n".join(f"- {_text(hint)}" for hint in hints)]
+    stages = stage_lines(summary)
+    if stages:
+        parts += [
+            "## Stages",
+            _table(("stage", "status", "time", "rows"), ((s.name, s.status, s.time, s.rows) for s in stages)),
+        ]
+    drops = (summary.get("data") or {}).get("drops")
+    if drops:
+        parts += [
+            "## Dropped sets",
+            _table(("reason", "sets"), ((name, f"{count:,}") for name, count in drops.items())),
+        ]
+    known = facts(summary)
+    if known:
+        parts += ["---", " · ".join(f"{name}: {_text(value)}" for name, value in known.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """Text that stands for itself: on one line, with no markup of Markdown or HTML."""
+    return re.sub(r"([\\`*_|<>#\[\]~])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,225 @@
+"""What a run summary says: the decision, the key figures and what to try next. The page, the terminal's table
+and Prefect's artifact all read it here, so that they never disagree.
+
+A run summary is the plain dict that `nothing-gpt report --json` prints. Any part of it may be missing or
+None: a run may have failed, or been asked to stop early.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How the run ended, in one line, and what there is to add."""
+
+    tone: Literal["good", "bad", "open"]
+    headline: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as text. `span` is (low, value, high) of a share, to be drawn between 0 and 1."""
+
+    label: str
+    value: str
+    interval: str = ""
+    note: str = ""
+    span: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """A stage as text; `share` is its part of the time of all stages, from 0 to 1."""
+
+    name: str
+    status: str
+    time: str
+    rows: str
+    share: float
+
+
+def decision(summary: Summary) -> Decision:
+    """Promoted or not, and why not."""
+    promoted, gate, error = (summary.get(key) for key in ("promoted", "gate", "error"))
+    reasons = (gate or {}).get("reasons") or []
+    unmet = [reason["text"] for reason in reasons if not reason["passed"]]
+    details = (error,) if error else ()
+    if promoted:
+        details = (f"version {promoted['version']}, fingerprint {promoted['fingerprint']}", *details)
+        return Decision("good", f"Promoted: the new adapter is served as {promoted['name']}", details)
+    if gate and not gate["passed"]:
+        count = f"{len(unmet)} of {len(reasons)} requirements" if reasons else "a requirement"
+        if error and unmet and all(text in error for text in unmet):
+            details = ()  # the error only repeats the reasons, which are listed anyway
+        return Decision(
+            "bad", f"Not promoted: the gate failed on {count}", details or ("The adapter that was served serves on.",)
+        )
+    if gate:
+        return Decision("open", "Not promoted: the gate passed, but the adapter was not put into service", details)
+    failed = [name for name, stage in _stages(summary) if stage.get("status") == "failed"]
+    if error or failed:
+        where = f" in {failed[0]}" if failed else ""
+        return Decision("bad", f"Not promoted: the run failed{where}", details)
+    done = [name for name, stage in _stages(summary) if stage.get("status") in ("ran", "cached")]
+    where = f"after {done[-1]}" if done else "before its first stage"
+    return Decision("open", f"Not promoted: the run ended {where}", ())
+
+
+def start_loss(summary: Summary) -> float:
+    """The loss of a policy that equals its reference: ln 2 for the standard loss."""
+    return (summary.get("training") or {}).get("step0_expected", math.log(2))
+
+
+def key_figures(summary: Summary) -> list[Figure]:
+    """The figures to look at first, those that there are, with their 95 % intervals."""
+    win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
+    cost = summary.get("cost") or {}
+    sides = [_count(training.get("train_pairs"), "training"), _count(training.get("val_pairs"), "validation")]
+    spent = [f"{key} {dollars(price)}" for key, price in cost.items() if key != "total" and price is not None]
+    figures = [
+        _share("Win rate", win.get("value"), win.get("ci"), _count(win.get("n"), "held-out prompts")),
+        _share(
+            "Validation accuracy",
+            training.get("eval_accuracy"),
+            training.get("eval_accuracy_ci"),
+            _count(training.get("val_pairs"), "pairs"),
+        ),
+        _number("Validation margin", training.get("eval_margin"), training.get("eval_margin_ci")),
+        _number(
+            "Loss before training", training.get("step0_loss"), note=f"{start_loss(summary):.4f} is right", digits=4
+        ),
+        _number("Validation loss", training.get("eval_loss"), note=_count(training.get("steps"), "steps"), digits=4),
+        _number("Preference pairs", data.get("pairs"), note=", ".join(filter(None, sides)), digits=0),
+        _number("Judge's agreement", data.get("agreement"), note=_count(data.get("judged_sets"), "sets judged")),
+        _share("Longer one chosen", data.get("longer_chosen"), data.get("longer_chosen_ci"), "0.5 is no length bias"),
+    ]
+    if cost.get("total") is not None:
+        figures.append(Figure("Cost", dollars(cost["total"]), note=", ".join(spent)))
+    return [figure for figure in figures if figure]
+
+
+def advice(summary: Summary) -> list[str]:
+    """What the figures suggest to do next: rules of thumb, not requirements."""
+    return list(_advice(summary))
+
+
+def stage_lines(summary: Summary) -> list[StageLine]:
+    """The stages in the order they were run."""
+    stages = _stages(summary)
+    total = sum(stage.get("seconds") or 0 for _, stage in stages) or 1
+    return [
+        StageLine(
+            name.replace("_", " "),
+            stage.get("status") or "unknown",
+            duration(stage.get("seconds")),
+            _count(stage.get("rows")),
+            (stage.get("seconds") or 0) / total,
+        )
+        for name, stage in stages
+    ]
+
+
+def facts(summary: Summary) -> dict[str, str]:
+    """What identifies the run: where, when, how long, with which seed."""
+    started = summary.get("started")
+    values = {
+        "run": summary.get("run"),
+        "place": summary.get("place"),
+        "started": moment(started) if started else None,
+        "took": duration(summary.get("seconds")),
+        "seed": summary.get("seed"),
+    }
+    return {name: str(value) for name, value in values.items() if value not in (None, "")}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person would say them; empty where unknown."""
+    if seconds is None:
+        return ""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def dollars(cost: float) -> str:
+    """US dollars; small sums to a hundredth of a cent, since a small run's whole cost is one."""
+    return f"${cost:,.2f}" if cost == 0 or cost >= 0.1 else f"${cost:.4f}"
+
+
+def moment(started: str) -> str:
+    """An ISO time to the minute, in the zone it was written in."""
+    try:
+        return datetime.fromisoformat(started).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return started
+
+
+def _advice(summary: Summary) -> Iterator[str]:
+    win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
+    step0, accuracy = training.get("step0_loss"), training.get("eval_accuracy")
+    expected = start_loss(summary)
+    if step0 is not None and not abs(step0 - expected) <= 0.02:
+        yield (
+            f"The loss before training is {step0:.4f} and not {expected:.4f}: the reference is not the "
+            "adapter that training started from. Mend this first; no other figure means anything until "
+            "then."
+        )
+    if accuracy is not None and accuracy < 0.55:
+        yield (
+            f"Validation accuracy is {accuracy:.3f}, below 0.55: the adapter hardly learned the "
+            "preferences. Lower training.beta to 0.05, so that it may move further, or train for longer "
+            "at a higher learning rate."
+        )
+    if accuracy is not None and accuracy > 0.55 and win.get("ci") and not win["ci"][0] > 0.5:
+        yield (
+            "Validation accuracy is good, but the win rate is not surely above 0.5: the adapter tells the "
+            "pairs apart without writing better text. Raise training.beta to 0.3, so that it stays closer "
+            "to where it started, and read the report's comparisons to see whether the judge is right."
+        )
+    agreement = data.get("agreement")
+    if agreement is not None and agreement < 0.5:
+        yield (
+            f"The judge agrees with itself on only {agreement:.0%} of the sets when their order is "
+            "reversed: a weak judge for this task. Take a stronger judge.model, or sample completions "
+            "that differ more."
+        )
+    longer, chance = data.get("longer_chosen"), data.get("longer_chosen_p")
+    if longer is not None and chance is not None and chance < 0.05:
+        side, wish = ("longer", "length") if longer > 0.5 else ("shorter", "brevity")
+        yield (
+            f"The {side} completion is chosen in {max(longer, 1 - longer):.0%} of the pairs "
+            f"(p = {chance:.2g}): the adapter may learn {wish} instead of quality. Read the report's "
+            "pairs, and tell the judge to ignore length."
+        )
+
+
+def _stages(summary: Summary) -> list[tuple[str, Mapping[str, Any]]]:
+    return list((summary.get("stages") or {}).items())
+
+
+def _share(label: str, value: float | None, interval: list[float] | None, note: str) -> Figure | None:
+    figure = _number(label, value, interval, note)
+    if figure is None or value is None or interval is None:
+        return figure
+    return replace(figure, span=(interval[0], value, interval[1]))
+
+
+def _number(
+    label: str, value: float | None, interval: list[float] | None = None, note: str = "", digits: int = 3
+) -> Figure | None:
+    if value is None:
+        return None
+    bounds = "" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return Figure(label, f"{value:,.{digits}f}", bounds, note)
+
+
+def _count(count: int | None, what: str = "") -> str:
+    return "" if count is None else f"{count:,} {what}".rstrip()

@@ -1,0 +1,1 @@
+"""The served model: the vLLM command, the registry of adapter versions, promotion and rollback."""

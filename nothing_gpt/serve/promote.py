@@ -1,0 +1,191 @@
+"""Stage 7: the candidate becomes what the stable name answers with, on a running vLLM, without a restart.
+
+Load under a versioned name, smoke-test, swap the stable name, prove by answers that it now is the candidate, then
+write the registry. Whatever fails on the way, the former adapter serves on and the registry is untouched. One switch
+at a time. It trusts the gate: whether the candidate deserves it was decided before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from nothing_gpt.adapters import CONFIG, adapter_digest, changed_share, validate_adapter
+from nothing_gpt.artifacts import lease
+from nothing_gpt.endpoint import classify
+from nothing_gpt.errors import FatalError, NothingGPTError
+from nothing_gpt.records import Message
+from nothing_gpt.serve.registry import Registry, Version, promoted, read_registry, rolled_back, swap, unchanged
+from nothing_gpt.store import Store
+from nothing_gpt.vllm_admin import VLLM
+
+LEASE = "leases/serving"
+PROOF_TOKENS = 48
+FIRST_TOKENS = 8
+"""So many tokens must agree for two answers to be one adapter's; later ones may drift apart by rounding."""
+NOISE = 0.02
+"""Log-probabilities of one adapter differ by less between two requests, also in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """The live vLLM: its address and key, the stable name, and the base its adapters must fit, where it is at hand."""
+
+    url: str
+    name: str
+    base: Path | None = None
+    api_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter that passed the gate: its folder as the server sees it, and what to write into the registry."""
+
+    folder: Path
+    artifact: str
+    fingerprint: str
+    metrics: dict[str, Any]
+    reasons: list[str]
+
+
+def is_current(store: Store, folder: Path) -> Version | None:
+    """The current version, if it is this very adapter."""
+    registry = read_registry(store)
+    current = registry.version(registry.current)
+    return current if current and current.digest == adapter_digest(folder) else None
+
+
+def current_folder(store: Store, start: Path) -> Path:
+    """Folder of the adapter that the stable name stands for: the current version's, else the starting one's."""
+    registry = read_registry(store)
+    return _folder(store, registry.version(registry.current), start)
+
+
+def promote(
+    store: Store, candidate: Candidate, start: Path, server: Server, conversation: Sequence[Message]
+) -> Version:
+    """Serves the candidate under the stable name and records it. `start` is the adapter that it was trained from, and
+    also what the stable name falls back to while nothing is promoted. `conversation` is a prompt, better a long one.
+
+    Raises:
+        FatalError: the candidate is not servable or unchanged, the server refuses it, its answers do not change, or
+            another promotion came first. The former adapter then serves as before.
+        TransientError: the server does not answer.
+    """
+    registry = read_registry(store)
+    validate_adapter(candidate.folder, server.base)
+    if changed_share(start, candidate.folder) == 0:
+        raise FatalError(f"promote: {candidate.folder} is the starting adapter unchanged; there is nothing to promote")
+    digest = adapter_digest(candidate.folder)
+    after = promoted(
+        registry,
+        name=server.name,
+        artifact=candidate.artifact,
+        fingerprint=candidate.fingerprint,
+        digest=digest,
+        metrics=candidate.metrics,
+        reasons=candidate.reasons,
+    )
+    with lease(store, LEASE):
+        if already := is_current(store, candidate.folder):  # another run of the same chain was faster
+            return already
+        _switch(store, registry, after, candidate.folder, start, server, conversation)
+    return after.versions[-1]
+
+
+def roll_back(store: Store, start: Path, server: Server | None, conversation: Sequence[Message]) -> Version | None:
+    """Makes the previous version current again, on the server too where one is given; returns it (None: the starting
+    adapter).
+
+    Raises:
+        FatalError: nothing is promoted, or as `promote`.
+    """
+    registry = read_registry(store)
+    after = rolled_back(registry)
+    target = after.version(after.current)
+    with lease(store, LEASE):
+        if server is None:
+            swap(store, registry, after)
+        else:
+            _switch(store, registry, after, _folder(store, target, start), start, server, conversation)
+    return target
+
+
+def _switch(
+    store: Store,
+    registry: Registry,
+    after: Registry,
+    folder: Path,
+    start: Path,
+    server: Server,
+    conversation: Sequence[Message],
+) -> None:
+    """Swaps the stable name to `folder`, proves it, and writes `after` in place of `registry`; on any failure the
+    stable name goes back to what the store's registry says."""
+    unchanged(store, registry)
+    admin = VLLM(server.url, server.api_key)
+    served = admin.models()
+    versioned = versioned_name(server.name, adapter_digest(folder))
+    if versioned not in served:
+        admin.load(versioned, str(folder))
+    proof = _answer(server, versioned, conversation)
+    # A switch that was killed half-way may have left the stable name with this adapter already.
+    other = served.get(server.name) not in (None, str(folder))
+    before = _answer(server, server.name, conversation) if other else None
+    try:
+        admin.load(server.name, str(folder), in_place=True)
+        root = admin.models().get(server.name)
+        if root != str(folder):
+            raise FatalError(f"promote: {server.url} serves {server.name!r} from {root}, not from {folder}")
+        now = _answer(server, server.name, conversation)
+        if not _alike(now, proof, FIRST_TOKENS) or (before and _alike(now, before, PROOF_TOKENS)):
+            raise FatalError(f"promote: after the switch {server.name!r} does not answer as the new adapter does")
+        swap(store, registry, after)
+    except BaseException as failure:
+        try:
+            admin.load(server.name, str(current_folder(store, start)), in_place=True)
+        except NothingGPTError as error:
+            raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
+        raise
+
+
+def _folder(store: Store, version: Version | None, start: Path) -> Path:
+    if version is None:
+        return start
+    try:
+        return store.fetch(f"{version.artifact}/{CONFIG}").parent
+    except FileNotFoundError:
+        raise FatalError(
+            f"{version.name} version {version.version}: its files ({version.artifact}) are gone from the store"
+        ) from None
+
+
+def versioned_name(name: str, digest: str) -> str:
+    """Name that says which adapter answers, whatever the stable name stands for today."""
+    return f"{name}-{digest[:12]}"
+
+
+def _answer(server: Server, model: str, conversation: Sequence[Message]) -> list[tuple[str, float]]:
+    """The model's greedy answer as (token, log-probability): what tells two adapters apart."""
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key or "none", max_retries=2)
+    messages: Any = list(conversation)
+    try:
+        reply = client.chat.completions.create(
+            model=model, messages=messages, temperature=0, max_tokens=PROOF_TOKENS, logprobs=True
+        )
+    except openai.APIError as error:
+        raise classify(error, server.url, model) from None
+    logprobs = reply.choices[0].logprobs
+    if logprobs is None or not logprobs.content:
+        raise FatalError(f"promote: {model!r} gives no answer to a test prompt; it is not promoted")
+    return [(token.token, token.logprob) for token in logprobs.content]
+
+
+def _alike(one: list[tuple[str, float]], other: list[tuple[str, float]], tokens: int) -> bool:
+    """Whether two answers begin with the same tokens at the same log-probabilities, but for arithmetic noise."""
+    one, other = one[:tokens], other[:tokens]
+    return [token for token, _ in one] == [token for token, _ in other] and all(
+        abs(a - b) < NOISE for (_, a), (_, b) in zip(one, other, strict=True)
+    )

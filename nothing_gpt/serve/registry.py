@@ -1,0 +1,91 @@
+"""Which adapter versions were promoted, and which one is current: one small object in the store.
+
+It changes by compare-and-swap only, so of two promotions at once one wins and the other is told.
+"""
+
+import time
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nothing_gpt.errors import FatalError
+from nothing_gpt.store import Store
+
+KEY = "registry.json"
+
+
+class Version(BaseModel):
+    """One promoted adapter: where its files are, what made it, and the figures it passed the gate with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    name: str
+    """Stable name it is served under."""
+    artifact: str
+    """Key of its artifact in the store."""
+    fingerprint: str
+    digest: str
+    """Digest of the adapter's weights and configuration."""
+    metrics: dict[str, Any]
+    reasons: list[str]
+    promoted: float
+    """Unix time (s)."""
+
+
+class Registry(BaseModel):
+    """All versions, oldest first; `current` and `previous` are version numbers, None where there is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    versions: list[Version] = []
+    current: int | None = None
+    previous: int | None = None
+
+    def version(self, number: int | None) -> Version | None:
+        return next((version for version in self.versions if version.version == number), None)
+
+
+def read_registry(store: Store) -> Registry:
+    """The registry as it is now; an empty one where nothing was promoted yet."""
+    data = store.read(KEY)
+    return Registry() if data is None else Registry.model_validate_json(data)
+
+
+def promoted(registry: Registry, **fields: Any) -> Registry:
+    """The registry with one more version, made current."""
+    number = len(registry.versions) + 1
+    version = Version(version=number, promoted=time.time(), **fields)
+    return Registry(versions=[*registry.versions, version], current=number, previous=registry.current)
+
+
+def rolled_back(registry: Registry) -> Registry:
+    """The registry with the previous version current again, or none where the first one is taken back.
+
+    Raises:
+        FatalError: nothing is current.
+    """
+    if registry.current is None:
+        raise FatalError("adapters rollback: no adapter is promoted, so there is nothing to take back")
+    return Registry(versions=registry.versions, current=registry.previous, previous=None)
+
+
+def swap(store: Store, before: Registry, after: Registry) -> None:
+    """Writes the registry if it is still what it was. Raises FatalError where another change came first."""
+    if not store.swap(KEY, after.model_dump_json(indent=1).encode(), unchanged(store, before)):
+        raise _changed(store)
+
+
+def unchanged(store: Store, before: Registry) -> bytes | None:
+    """The stored bytes of a registry that is still what it was. Raises FatalError where another change came first."""
+    data = store.read(KEY)
+    if before != (Registry() if data is None else Registry.model_validate_json(data)):
+        raise _changed(store)
+    return data
+
+
+def _changed(store: Store) -> FatalError:
+    return FatalError(
+        f"the current adapter changed meanwhile (version {read_registry(store).current} now); look at `nothing-gpt "
+        "adapters list` and run again"
+    )

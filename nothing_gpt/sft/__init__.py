@@ -1,0 +1,1 @@
+"""The small supervised stage that makes a starting adapter."""

@@ -1,0 +1,13 @@
+"""The prompts of a run, read into the store and split."""
+
+from pathlib import Path
+
+from nothing_gpt.artifacts import Artifact
+from nothing_gpt.dpo import prompts as library
+from tasks import stage
+from tasks.place import Place
+
+
+@stage("prompts")
+def prompts(place: Place, file: Path) -> Artifact:
+    return library.prompts(place.workshop, file, place.settings.prompts)

@@ -1,0 +1,117 @@
+"""Stage 1: completions in the guide's form, made once, and for the same replies the same bytes."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.config import SamplingSettings
+from nothing_gpt.dpo.generate_pairs import COMPLETIONS, SET_ASIDE, generate_pairs
+from nothing_gpt.endpoint import Service
+from nothing_gpt.records import read_jsonl, write_jsonl
+from nothing_gpt.store import open_store
+from tests.conftest import Start
+from tests.fake_endpoint import FakeEndpoint, fails, last, says
+from tests.samples import prompts
+
+pytestmark = pytest.mark.usefixtures("hasty")
+SETTINGS = SamplingSettings(max_failed_share=0.5)
+
+
+def given(workshop: Workshop, count: int = 6) -> Artifact:
+    def build(folder: Path) -> dict[str, int]:
+        write_jsonl(folder / "prompts.jsonl", ({"prompt": prompt.messages} for prompt in prompts(count)))
+        return {}
+
+    return workshop.make(Stage("prompts", 1), {"count": count}, {}, build)
+
+
+def test_rows_have_the_guides_form_and_the_prompts_order(workshop: Workshop, service: Service) -> None:
+    made = generate_pairs(workshop, given(workshop), SETTINGS, service)
+    rows = [row for _, row in read_jsonl(workshop.file(made, COMPLETIONS))]
+    assert [row["prompt"] for row in rows] == [prompt.messages for prompt in prompts(6)]
+    assert all(len(row["completions"]) == len(row["truncated"]) == 3 for row in rows)
+    assert workshop.counts(made)["rows"] == 6
+    assert workshop.counts(made)["usage"]["calls"] == 6
+
+
+def test_prompts_without_usable_completions_are_set_aside_and_counted(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    fake.answer = lambda request: {"scene 1": fails(400, "too long"), "scene 3": says(*["same"] * request["n"])}.get(
+        last(request), says("a\n[JERRY] cu", "b\nc", finish_reason="length")
+    )
+    made = generate_pairs(workshop, given(workshop), SETTINGS, service)
+    aside = [row for _, row in read_jsonl(workshop.file(made, SET_ASIDE))]
+    assert [(row["prompt"], row["reason"]) for row in aside] == [
+        (prompts(6)[1].messages, "400 too long"),
+        (prompts(6)[3].messages, "1 distinct completions"),
+    ]
+    counts = workshop.counts(made)
+    assert (counts["rows"], counts["failed"], counts["degenerate"]) == (4, 1, 1)
+    assert (counts["completions"], counts["truncated"]) == (8, 8)
+
+
+def test_it_is_made_once_and_connects_to_nothing_the_second_time(workshop: Workshop, service: Service) -> None:
+    def nobody() -> str:
+        raise AssertionError("connected although nothing is missing")
+
+    generate_pairs(workshop, given(workshop), SETTINGS, service)
+    again = SETTINGS.model_copy(update={"concurrency": 1, "model": "renamed", "max_failed_share": 0.0})
+    assert generate_pairs(workshop, given(workshop), again, replace(service, connect=nobody)).reused
+
+
+def test_another_adapter_or_setting_makes_another_artifact(workshop: Workshop, service: Service) -> None:
+    source = given(workshop)
+    keys = {
+        generate_pairs(workshop, source, settings, answering).key
+        for settings, answering in [
+            (SETTINGS, service),
+            (SETTINGS, replace(service, identity="adapter-2")),
+            (SETTINGS.model_copy(update={"temperature": 1.0}), service),
+            (SETTINGS.model_copy(update={"num_completions": 4}), service),
+        ]
+    }
+    assert len(keys) == 4
+
+
+RUN = """
+    import sys
+    from pathlib import Path
+    from nothing_gpt.artifacts import Artifact, Workshop
+    from nothing_gpt.config import SamplingSettings
+    from nothing_gpt.dpo.generate_pairs import generate_pairs
+    from nothing_gpt.endpoint import Service
+    from nothing_gpt.store import open_store
+    store, url, fingerprint, digest = sys.argv[1:]
+    workshop = Workshop(open_store(store), Path(store) / ".work")
+    settings = SamplingSettings(max_failed_share=0.5, concurrency=12)
+    made = generate_pairs(workshop, Artifact(store, "prompts", fingerprint, digest), settings,
+                          Service(lambda: url, "fake", "adapter-1"))
+    print(made.digest)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes_and_repeats_only_the_last_calls(
+    workshop: Workshop, fake: FakeEndpoint, service: Service, child: Start, tmp_path: Path
+) -> None:
+    plain = fake.answer
+    fake.answer = lambda request: replace(plain(request), seconds=0.1)
+    source = given(workshop, 80)
+    arguments = workshop.store.uri, fake.url, source.fingerprint, source.digest
+    killed = child(RUN, *arguments)
+    while len(fake.requests) < 60 and killed.poll() is None:
+        time.sleep(0.002)
+    os.kill(killed.pid, signal.SIGKILL)
+    whole = child(RUN, *arguments)
+    out, err = whole.communicate()
+    assert whole.returncode == 0, err
+    # Four requests of three sequences are in flight, 0.1 s each: at most 40 in the last second, and those four.
+    assert 80 <= len(fake.requests) <= 80 + 40 + 4
+    fake.answer = plain
+    undisturbed = Workshop(open_store(str(tmp_path / "other")), tmp_path / "other-work")
+    assert generate_pairs(undisturbed, given(undisturbed, 80), SETTINGS, service).digest == out.strip()

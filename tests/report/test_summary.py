@@ -1,0 +1,105 @@
+"""What a run summary says: the decision, the figures and the advice."""
+
+from typing import Any
+
+import pytest
+
+from nothing_gpt.report.summary import advice, decision, duration, facts, key_figures, moment, stage_lines
+from tests.report import samples
+
+
+def test_a_promoted_adapter_is_named_with_its_version() -> None:
+    result = decision(samples.full_summary())
+    assert result.tone == "good"
+    assert result.headline == "Promoted: the new adapter is served as seinfeld"
+    assert result.details == ("version 3, fingerprint 4be1c90d27f3a6e8",)
+
+
+def test_a_failed_gate_counts_its_unmet_requirements() -> None:
+    result = decision(samples.failed_gate_summary())
+    assert (result.tone, result.headline) == ("bad", "Not promoted: the gate failed on 2 of 3 requirements")
+
+
+def test_an_error_that_only_repeats_the_gate_s_reasons_is_not_said_twice() -> None:
+    summary = samples.failed_gate_summary()
+    unmet = "; ".join(reason["text"] for reason in summary["gate"]["reasons"] if not reason["passed"])
+    assert decision(summary | {"error": f"gate: {unmet}"}).details == ("The adapter that was served serves on.",)
+    assert decision(summary | {"error": "the disk is full"}).details == ("the disk is full",)
+
+
+def test_a_passed_gate_without_promotion_is_not_called_a_success() -> None:
+    result = decision(samples.full_summary() | {"promoted": None, "error": "the smoke test failed"})
+    assert result.tone == "open"
+    assert "the gate passed" in result.headline
+    assert result.details == ("the smoke test failed",)
+
+
+def test_a_run_stopped_early_says_after_which_stage() -> None:
+    assert decision(samples.pairs_only_summary()).headline == "Not promoted: the run ended after pairs"
+
+
+def test_a_failed_run_says_in_which_stage_and_why() -> None:
+    result = decision(samples.crashed_summary())
+    assert result.headline == "Not promoted: the run failed in generate"
+    assert result.details[0].startswith("127.0.0.1:8000 refuses")
+
+
+def test_an_empty_summary_is_a_run_that_did_nothing() -> None:
+    assert decision({}).headline == "Not promoted: the run ended before its first stage"
+    assert key_figures({}) == advice({}) == stage_lines({}) == []
+    assert facts({}) == {}
+
+
+def test_figures_carry_their_intervals() -> None:
+    figures = {figure.label: figure for figure in key_figures(samples.full_summary())}
+    assert (figures["Win rate"].value, figures["Win rate"].interval) == ("0.848", "[0.742, 0.922]")
+    assert figures["Win rate"].span == (0.742, 0.848, 0.922)
+    assert figures["Validation margin"].span is None
+    assert figures["Preference pairs"].note == "235 training, 64 validation"
+
+
+def test_an_unknown_cost_is_left_out() -> None:
+    summary = samples.full_summary() | {"cost": {"judge": 0.2, "gpu": None, "total": None}}
+    assert "Cost" not in [figure.label for figure in key_figures(summary)]
+
+
+def test_a_good_run_needs_no_advice() -> None:
+    assert advice(samples.full_summary()) == []
+
+
+@pytest.mark.parametrize(
+    ("group", "figures", "word"),
+    [
+        ("training", {"eval_accuracy": 0.54}, "Lower training.beta to 0.05"),
+        ("win_rate", {"ci": [0.49, 0.6]}, "Raise training.beta"),
+        ("training", {"step0_loss": 1.588}, "the reference is not the adapter"),
+        ("training", {"step0_loss": float("nan")}, "the reference is not the adapter"),
+        ("data", {"agreement": 0.49}, "stronger judge.model"),
+        ("data", {"longer_chosen": 0.6, "longer_chosen_p": 0.01}, "The longer completion is chosen in 60%"),
+        ("data", {"longer_chosen": 0.4, "longer_chosen_p": 0.01}, "The shorter completion is chosen in 60%"),
+    ],
+)
+def test_each_warning_figure_has_its_own_advice(group: str, figures: dict[str, Any], word: str) -> None:
+    summary = samples.full_summary()
+    summary[group] |= figures
+    (hint,) = advice(summary)
+    assert word in hint
+
+
+def test_stages_keep_their_order_and_share_the_whole_time() -> None:
+    lines = stage_lines(samples.full_summary())
+    assert [line.name for line in lines] == list(samples.SECONDS)
+    assert sum(line.share for line in lines) == pytest.approx(1)
+    assert (lines[4].time, lines[4].rows, lines[6].rows) == ("1 min 36 s", "336", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (0.04, "0.0 s"), (59.96, "1 min 00 s"), (95, "1 min 35 s"), (3720, "1 h 02 min")]
+)
+def test_durations_read_as_a_person_would_say_them(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_time_that_is_no_iso_time_is_shown_as_it_is() -> None:
+    assert moment("2031-05-04T10:15:00+02:00") == "2031-05-04 10:15 UTC+02:00"
+    assert moment("yesterday") == "yesterday"

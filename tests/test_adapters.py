@@ -1,0 +1,155 @@
+"""An adapter's files: what is not whole, finite and servable is refused in one line, before a server sees it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest, changed_share, validate_adapter
+from nothing_gpt.errors import FatalError
+
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+RANK, IN, OUT = 4, 6, 5
+
+
+def tensors() -> dict[str, Any]:
+    return {f"{MODULE}.lora_A.weight": torch.ones(RANK, IN), f"{MODULE}.lora_B.weight": torch.zeros(OUT, RANK)}
+
+
+def save(folder: Path, weights: dict[str, Any] | None = None, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.save_file(tensors() if weights is None else weights, folder / WEIGHTS)
+    (folder / CONFIG).write_text(
+        json.dumps(
+            {"peft_type": "LORA", "r": RANK, "base_model_name_or_path": "base", "modules_to_save": None} | config
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return save(tmp_path / "adapter")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Callable[[int, int], Path]:
+    def make(out: int, inner: int) -> Path:
+        folder = tmp_path / f"base-{out}-{inner}"
+        folder.mkdir()
+        name = MODULE.removeprefix("base_model.model.") + ".weight"
+        safetensors.save_file({name: torch.zeros(out, inner)}, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+def refused(folder: Path, base: Path | None = None) -> str:
+    with pytest.raises(FatalError) as error:
+        validate_adapter(folder, base)
+    assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_whole_adapter_is_described(adapter: Path, base: Callable[[int, int], Path]) -> None:
+    found = validate_adapter(adapter, base(OUT, IN))
+    assert (found.rank, found.base, found.parameters) == (RANK, "base", RANK * IN + OUT * RANK)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_missing_file_is_refused(adapter: Path, name: str) -> None:
+    (adapter / name).unlink()
+    assert f"{name} is missing" in refused(adapter)
+    with pytest.raises(FatalError, match=f"{name} is missing"):
+        adapter_digest(adapter)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "not an adapter" in refused(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, -1])
+def test_truncated_weights_are_refused(adapter: Path, keep: int) -> None:
+    (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:keep])
+    assert "cut or damaged" in refused(adapter)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"LORA"', "\xff"])
+def test_a_configuration_that_is_no_object_is_refused(adapter: Path, text: str) -> None:
+    (adapter / CONFIG).write_bytes(text.encode("latin-1"))
+    assert "not a JSON object" in refused(adapter)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_single_value_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
+    weights = tensors()
+    weights[f"{MODULE}.lora_B.weight"][3, 2] = value
+    assert "lora_B.weight holds NaN or infinity" in refused(save(tmp_path / "adapter", weights))
+
+
+def test_another_rank_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
+    assert "says r=8" in refused(save(tmp_path / "adapter", r=8))
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_what_vllm_cannot_serve_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert f"{next(iter(config))} is set, which vLLM cannot serve" in refused(save(tmp_path / "adapter", **config))
+
+
+@pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"peft_type": None}, {"r": None}, {"r": "4"}])
+def test_what_is_no_lora_adapter_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert "not a LoRA adapter" in refused(save(tmp_path / "adapter", **config))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("lm_head.weight", (OUT, RANK)),
+        (f"{MODULE}.lora_magnitude_vector", (OUT,)),
+        (f"{MODULE}.lora_B.weight", (RANK,)),
+    ],
+)
+def test_a_tensor_that_is_no_lora_matrix_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    assert "is no LoRA matrix" in refused(save(tmp_path / "adapter", tensors() | {name: torch.zeros(shape)}))
+
+
+def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
+    assert "holds no tensors" in refused(save(tmp_path / "adapter", {}))
+
+
+@pytest.mark.parametrize(("out", "inner"), [(OUT + 1, IN), (OUT, IN + 1)])
+def test_an_adapter_of_another_base_is_refused(
+    adapter: Path, base: Callable[[int, int], Path], out: int, inner: int
+) -> None:
+    assert "made for another base model" in refused(adapter, base(out, inner))
+
+
+def test_an_adapter_of_layers_that_the_base_does_not_have_is_refused(
+    tmp_path: Path, base: Callable[[int, int], Path]
+) -> None:
+    weights = {name.replace("layers.0", "layers.9"): tensor for name, tensor in tensors().items()}
+    assert "made for another base model" in refused(save(tmp_path / "adapter", weights), base(OUT, IN))
+
+
+def test_an_adapters_digest_is_its_files_wherever_they_lie(tmp_path: Path) -> None:
+    one, two = save(tmp_path / "one"), save(tmp_path / "two")
+    (two / "README.md").write_text("a note")
+    assert adapter_digest(one) == adapter_digest(two)
+    assert adapter_digest(save(tmp_path / "three", base_model_name_or_path="other")) != adapter_digest(one)
+
+
+def test_the_share_that_changed_is_counted_by_element(adapter: Path, tmp_path: Path) -> None:
+    weights = tensors()
+    weights[f"{MODULE}.lora_A.weight"][0, :] = 2.0
+    assert changed_share(adapter, save(tmp_path / "after", weights)) == IN / (RANK * IN + OUT * RANK)
+    assert changed_share(adapter, adapter) == 0
+
+
+def test_adapters_of_other_shapes_cannot_be_compared(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(FatalError, match="cannot be compared"):
+        changed_share(adapter, save(tmp_path / "after", {"x": torch.zeros(1)}))

@@ -1,0 +1,299 @@
+"""Artifacts: made once, whole or not there, never mistaken for one another, and built by one run at a time."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nothing_gpt import artifacts
+from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
+from nothing_gpt.errors import FatalError
+from nothing_gpt.store import FolderStore, Store, open_store
+from tests.conftest import Start
+
+STAGE = Stage("lines", 1)
+
+
+class Builder:
+    """Writes a text to `out.txt` and counts how often it was asked to."""
+
+    def __init__(self, text: str = "text"):
+        self.text = text
+        self.built = 0
+
+    def __call__(self, folder: Path) -> Mapping[str, Any]:
+        self.built += 1
+        (folder / "out.txt").write_text(self.text)
+        (folder / "sub").mkdir(exist_ok=True)
+        (folder / "sub" / "more.txt").write_text("more")
+        return {"rows": 3}
+
+
+@pytest.fixture
+def build() -> Builder:
+    return Builder()
+
+
+def test_an_artifact_is_made_once(workshop: Workshop, build: Builder) -> None:
+    first = workshop.make(STAGE, {"a": 1}, {}, build)
+    second = workshop.make(STAGE, {"a": 1}, {}, build)
+    assert build.built == 1
+    assert (first.reused, second.reused) == (False, True)
+    assert (first.key, first.digest) == (second.key, second.digest)
+    assert workshop.counts(second) == {"rows": 3}
+    assert workshop.file(second, "out.txt").read_text() == "text"
+    assert (workshop.folder(second) / "sub" / "more.txt").read_text() == "more"
+
+
+def test_the_manifest_says_what_made_it(workshop: Workshop, build: Builder) -> None:
+    source = workshop.make(STAGE, {}, {}, build)
+    made = workshop.make(Stage("next", 7), {"a": 1}, {"source": source}, build)
+    manifest = workshop.manifest(made.key)
+    assert manifest is not None
+    assert (manifest.stage, manifest.version, manifest.settings) == ("next", 7, {"a": 1})
+    assert (manifest.inputs, manifest.lineage) == ({"source": source.digest}, {"source": source.key})
+    assert set(manifest.files) == {"out.txt", "sub/more.txt"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "text"),
+    [
+        (Stage("lines", 2), {"a": 1}, "text"),
+        (STAGE, {"a": 2}, "text"),
+        (STAGE, {"a": 1, "b": 1}, "text"),
+        (Stage("words", 1), {"a": 1}, "text"),
+        (STAGE, {"a": 1}, "other input"),
+    ],
+)
+def test_another_version_setting_or_input_is_another_artifact(
+    workshop: Workshop, build: Builder, stage: Stage, settings: dict[str, int], text: str
+) -> None:
+    def source(text: str) -> Artifact:
+        return workshop.make(Stage("source", 1), {"text": text}, {}, Builder(text))
+
+    first = workshop.make(STAGE, {"a": 1}, {"source": source("text")}, build)
+    second = workshop.make(stage, settings, {"source": source(text)}, build)
+    assert build.built == 2
+    assert first.fingerprint != second.fingerprint
+
+
+def test_the_order_of_settings_is_no_setting(workshop: Workshop, build: Builder) -> None:
+    workshop.make(STAGE, {"a": 1, "b": 2}, {}, build)
+    assert workshop.make(STAGE, {"b": 2, "a": 1}, {}, build).reused
+
+
+def test_an_input_made_anew_with_the_same_bytes_keeps_what_follows_from_it(workshop: Workshop, build: Builder) -> None:
+    workshop.make(STAGE, {}, {"source": workshop.make(Stage("source", 1), {}, {}, build)}, build)
+    same_bytes = workshop.make(Stage("source", 2), {}, {}, build)
+    assert workshop.make(STAGE, {}, {"source": same_bytes}, build).reused
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "altered",
+        "truncated",
+        "missing",
+        "manifest missing",
+        "manifest cut",
+        "manifest of another kind",
+        "manifest not text",
+    ],
+)
+def test_a_damaged_artifact_is_made_again(workshop: Workshop, build: Builder, harm: str) -> None:
+    made = workshop.make(STAGE, {}, {}, build)
+    file, manifest = workshop.file(made, "out.txt"), workshop.file(made, "manifest.json")
+    match harm:
+        case "altered":
+            file.write_text("tex!")
+        case "truncated":
+            file.write_text("tex")
+        case "missing":
+            file.unlink()
+        case "manifest missing":
+            manifest.unlink()
+        case "manifest cut":
+            manifest.write_bytes(manifest.read_bytes()[:-20])
+        case "manifest of another kind":
+            manifest.write_text("{}")
+        case "manifest not text":
+            manifest.write_bytes(b"\xff\xfe")
+    assert workshop.find(made.stage, made.fingerprint) is None
+    again = workshop.make(STAGE, {}, {}, build)
+    assert (build.built, again.reused, again.digest) == (2, False, made.digest)
+    assert workshop.file(again, "out.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize("scratch", ["_checkpoint", ".lock", "_folder/x", "sub/_x", "sub/.x", "sub/_folder/x"])
+def test_scratch_is_no_part_of_an_artifact(workshop: Workshop, build: Builder, scratch: str) -> None:
+    def build_with_scratch(folder: Path) -> Mapping[str, Any]:
+        (folder / scratch).parent.mkdir(parents=True, exist_ok=True)
+        (folder / scratch).write_text("scratch")
+        return build(folder)
+
+    made = workshop.make(STAGE, {}, {}, build_with_scratch)
+    manifest = workshop.manifest(made.key)
+    assert manifest is not None
+    assert set(manifest.files) == {"out.txt", "sub/more.txt"}
+    assert workshop.store.read(f"{made.key}/{scratch}") is None
+
+
+def test_a_build_that_raises_leaves_no_artifact_keeps_its_scratch_and_frees_the_lease(
+    workshop: Workshop, build: Builder
+) -> None:
+    def broken(folder: Path) -> Mapping[str, Any]:
+        (folder / "_half").write_text("half")
+        raise FatalError("broken")
+
+    def goes_on(folder: Path) -> Mapping[str, Any]:
+        assert (folder / "_half").read_text() == "half"
+        return build(folder)
+
+    with pytest.raises(FatalError, match="broken"):
+        workshop.make(STAGE, {}, {}, broken)
+    assert list(workshop.store.list("lines")) == list(workshop.store.list("leases")) == []
+    assert not workshop.make(STAGE, {}, {}, goes_on).reused
+
+
+def test_a_disk_that_is_full_while_building_is_fatal_in_one_line(workshop: Workshop) -> None:
+    def full(folder: Path) -> Mapping[str, Any]:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(FatalError, match=f"{workshop.work}.*No space left"):
+        workshop.make(STAGE, {}, {}, full)
+
+
+def test_a_stage_killed_between_its_files_and_its_manifest_has_made_nothing(
+    workshop: Workshop, build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: FolderStore, key: str, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        plain = FolderStore.write
+        patch.setattr(
+            FolderStore,
+            "write",
+            lambda self, key, data: (killed if key.endswith("manifest.json") else plain)(self, key, data),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            workshop.make(STAGE, {}, {}, build)
+    assert not workshop.make(STAGE, {}, {}, build).reused
+
+
+def test_files_made_elsewhere_are_adopted_by_their_content(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("same")
+    (tmp_path / "two").write_text("same")
+    adopted = workshop.adopt(STAGE, {"file": tmp_path / "one"})
+    assert workshop.adopt(STAGE, {"file": tmp_path / "two"}).key == adopted.key
+    (tmp_path / "two").write_text("other")
+    assert workshop.adopt(STAGE, {"file": tmp_path / "two"}).key != adopted.key
+    with pytest.raises(FatalError, match="three: no such file"):
+        workshop.adopt(STAGE, {"file": tmp_path / "three"})
+
+
+def test_threads_of_one_process_build_once(workshop: Workshop) -> None:
+    build = Builder()
+
+    def slow(folder: Path) -> Mapping[str, Any]:
+        time.sleep(0.3)
+        return build(folder)
+
+    made: list[Artifact] = []
+    threads = [threading.Thread(target=lambda: made.append(workshop.make(STAGE, {}, {}, slow))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert build.built == 1
+    assert sorted(artifact.reused for artifact in made) == [False, True, True, True]
+
+
+RUN = """
+    import sys, time
+    from pathlib import Path
+    from nothing_gpt.artifacts import Stage, Workshop
+    from nothing_gpt.store import open_store
+
+    def build(folder):
+        print("building", flush=True)
+        time.sleep(float(sys.argv[2]))
+        (folder / "out.txt").write_text("text")
+        return {}
+
+    made = Workshop(open_store(sys.argv[1]), Path(sys.argv[1]) / ".work").make(Stage("lines", 1), {}, {}, build)
+    print("reused" if made.reused else "made", flush=True)
+"""
+
+
+def test_of_two_processes_one_builds_and_the_other_waits_and_takes_over(store: Store, child: Start) -> None:
+    runs = [child(RUN, store.uri, 1) for _ in range(2)]
+    said = sorted(run.communicate()[0].split() for run in runs)
+    assert said == [["building", "made"], ["reused"]]
+
+
+def test_the_lease_of_a_killed_process_is_taken_at_once(store: Store, child: Start, build: Builder) -> None:
+    holder = child(RUN, store.uri, 60)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    os.kill(holder.pid, signal.SIGKILL)  # not waited for: a zombie, as under a container's process 1
+    started = time.monotonic()
+    assert not Workshop(store, Path(store.uri) / ".work").make(STAGE, {}, {}, build).reused
+    assert time.monotonic() - started < 2
+
+
+def claim(host: str, expires: float) -> bytes:
+    return json.dumps({"host": host, "pid": 1, "started": 0.0, "expires": expires}).encode()
+
+
+def acquired(store: Store, seconds: float) -> bool:
+    """Whether the lease is had within so many seconds."""
+    had, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lease(store, "leases/x"):
+            had.set()
+            leave.wait(20)
+
+    threading.Thread(target=hold, daemon=True).start()
+    try:
+        return had.wait(seconds)
+    finally:
+        leave.set()
+        store.delete("leases/x")
+
+
+def test_an_expired_lease_of_another_machine_is_taken(store: Store) -> None:
+    store.write("leases/x", claim("elsewhere", time.time() - 1))
+    assert acquired(store, 5)
+
+
+def test_a_lease_of_another_machine_that_has_not_expired_is_respected(store: Store) -> None:
+    store.write("leases/x", claim("elsewhere", time.time() + 60))
+    assert not acquired(store, 0.5)
+
+
+def test_a_lease_is_taken_where_its_process_id_is_another_process_now(store: Store) -> None:
+    store.write("leases/x", claim(socket.gethostname(), time.time() + 60))
+    assert acquired(store, 5)
+
+
+def test_a_lease_is_renewed_while_it_is_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "LEASE_SECONDS", 0.2)
+    with lease(store, "leases/x"):
+        first = json.loads(store.read("leases/x") or b"")["expires"]
+        time.sleep(0.3)
+        assert json.loads(store.read("leases/x") or b"")["expires"] > first
+    assert store.read("leases/x") is None
+
+
+def test_an_artifact_outlives_its_workshop(workshop: Workshop, build: Builder, tmp_path: Path) -> None:
+    workshop.make(STAGE, {}, {}, build)
+    assert Workshop(open_store(workshop.store.uri), tmp_path / "elsewhere").make(STAGE, {}, {}, build).reused

@@ -1,0 +1,424 @@
+"""The client: what each fault means, what is tried again and what is not, and what it never does."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from pydantic import SecretStr
+
+from nothing_gpt import endpoint as client
+from nothing_gpt.config import Price
+from nothing_gpt.endpoint import Endpoint, Meter, Reply, Service
+from nothing_gpt.errors import BadRowError, FatalError, NothingGPTError, TransientError
+from nothing_gpt.processes import free_port
+from tests.fake_endpoint import Answer, FakeEndpoint, Request, fails, last, says, serving
+
+pytestmark = pytest.mark.usefixtures("hasty")
+
+
+class Run:
+    """Asks an endpoint the texts, each for n completions: what came back, what was set aside and how it ended."""
+
+    endpoint: Endpoint
+
+    def __init__(
+        self,
+        service: Service,
+        texts: Sequence[str],
+        n: int = 1,
+        concurrency: int = 8,
+        max_tokens: int = 100,
+        price: Price | None = None,
+        max_cost_usd: float | None = None,
+    ):
+        self.replies: dict[str, Reply] = {}
+        self.aside: dict[str, str] = {}
+        self.error: NothingGPTError | None = None
+
+        async def run() -> None:
+            async with Endpoint(service, concurrency, price, max_cost_usd) as self.endpoint:
+
+                async def handle(text: str) -> None:
+                    try:
+                        self.replies[text] = await self.endpoint.chat(
+                            [{"role": "user", "content": text}], max_tokens, n=n
+                        )
+                    except BadRowError as error:
+                        self.aside[text] = str(error)
+
+                await self.endpoint.each(texts, lambda _: n, handle)
+
+        try:
+            asyncio.run(run())
+        except NothingGPTError as error:
+            self.error = error
+        shown = [*self.aside.values(), str(self.error)]
+        assert not any("\n" in line for line in shown)
+
+
+def texts(count: int) -> list[str]:
+    return [f"t{number}" for number in range(count)]
+
+
+def test_a_reply_is_read_and_metered(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [says("one", "two", finish_reason="length", model="fake-2", prompt_tokens=7, completion_tokens=9)]
+    run = Run(service, ["a"], n=2)
+    reply = run.replies["a"]
+    assert [(choice.text, choice.finish_reason) for choice in reply.choices] == [("one", "length"), ("two", "length")]
+    assert (reply.model, reply.prompt_tokens, reply.completion_tokens) == ("fake-2", 7, 9)
+    figures = run.endpoint.meter.figures()
+    assert (figures["calls"], figures["retries"], figures["prompt_tokens"], figures["cost_usd"]) == (1, 0, 7, None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        fails(401, "Incorrect API key provided"),
+        fails(403, "forbidden"),
+        fails(400, "API key not valid. Please pass a valid API key."),
+        Answer(400, b'[{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}]'),
+    ],
+)
+def test_a_refused_key_is_fatal_at_once(fake: FakeEndpoint, service: Service, answer: Answer) -> None:
+    fake.answer = lambda request: answer
+    run = Run(service, texts(50), concurrency=4)
+    assert isinstance(run.error, FatalError)
+    assert "the key is refused" in str(run.error)
+    assert len(fake.requests) <= 4
+
+
+def test_a_model_that_is_not_served_is_fatal_and_those_served_are_named(fake: FakeEndpoint, service: Service) -> None:
+    fake.answer = lambda request: fails(404, "The model `mine` does not exist.")
+    fake.models = Answer(body=b'{"object": "list", "data": [{"id": "base"}, {"id": "seinfeld"}]}')
+    run = Run(replace(service, model="mine"), ["a"])
+    assert isinstance(run.error, FatalError)
+    assert str(run.error) == f"{fake.url}: does not serve 'mine'; it serves: base, seinfeld"
+
+
+def test_an_address_without_v1_is_fatal_and_says_so(fake: FakeEndpoint, service: Service) -> None:
+    run = Run(replace(service, connect=lambda: fake.url.removesuffix("/v1")), ["a"])
+    assert isinstance(run.error, FatalError)
+    assert "not an OpenAI-compatible endpoint" in str(run.error)
+    assert "/v1" in str(run.error)
+
+
+def test_a_web_page_in_place_of_an_endpoint_is_fatal(fake: FakeEndpoint, service: Service) -> None:
+    fake.answer = lambda request: Answer(body=b"<html>hello</html>", content_type="text/html")
+    run = Run(service, ["a"])
+    assert isinstance(run.error, FatalError)
+    assert "not an OpenAI-compatible endpoint" in str(run.error)
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "", "file:///v1", "gemini"])
+def test_an_address_that_is_none_is_fatal(service: Service, address: str) -> None:
+    run = Run(replace(service, connect=lambda: address), ["a"])
+    assert isinstance(run.error, FatalError)
+    assert "http://host:port/v1" in str(run.error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        fails(400, "This model's maximum context length is 2048 tokens."),
+        fails(422, "content refused"),
+        fails(413, "too large"),
+    ],
+)
+def test_a_request_that_is_refused_is_a_bad_row_and_not_tried_again(
+    fake: FakeEndpoint, service: Service, answer: Answer
+) -> None:
+    fake.answer = lambda request: answer if last(request) == "t1" else says("fine")
+    run = Run(service, texts(3))
+    assert (sorted(run.replies), list(run.aside), run.error) == (["t0", "t2"], ["t1"], None)
+    assert run.aside["t1"].startswith(str(answer.status))
+    assert len(fake.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        fails(429, "You exceeded your current quota", code="insufficient_quota"),
+        fails(402, "Insufficient balance"),
+        fails(429, "Quota exceeded for metric: generate_requests_per_day, limit: PerDayPerProject"),
+    ],
+)
+def test_a_quota_that_is_used_up_is_fatal_at_once(fake: FakeEndpoint, service: Service, answer: Answer) -> None:
+    fake.answer = lambda request: answer
+    run = Run(service, texts(20), concurrency=2)
+    assert isinstance(run.error, FatalError)
+    assert "the quota is used up" in str(run.error)
+    assert len(fake.requests) <= 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fails(500, "oops"),
+        fails(502),
+        fails(503, "loading"),
+        fails(529),
+        fails(408),
+        fails(409),
+        fails(429, "slow down"),
+        replace(says("cut"), cut=True),
+        Answer(body=says("cut").body[:-20]),
+        Answer(body=b""),
+        Answer(body=b'{"choices": [{"message": {"content": "\xff"}}]}'),
+        Answer(body=b'{"id": "1", "choices": []}'),
+        Answer(body=b'{"id": "1", "choices": null}'),
+        Answer(body=b'{"choices": [{"text": "no message"}]}'),
+        Answer(body=b'{"choices": "text"}'),
+        Answer(body=b"[1, 2]"),
+        Answer(body=b'{"error": {"message": "upstream error", "code": 502}}'),
+    ],
+    ids=lambda fault: f"{fault.status} {fault.body[:40]!r}{' cut' * fault.cut}",
+)
+def test_a_fault_that_may_pass_is_tried_again(fake: FakeEndpoint, service: Service, fault: Answer) -> None:
+    fake.script = [fault, fault]
+    run = Run(service, ["a"])
+    assert run.error is None
+    assert run.replies["a"].choices[0].text == "[JERRY] a 0"
+    assert (run.endpoint.meter.calls, run.endpoint.meter.retries) == (1, 2)
+
+
+def test_a_page_amid_replies_is_a_fault_that_may_pass(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [says("fine"), Answer(body=b"<html>bad gateway</html>", content_type="text/html")]
+    run = Run(service, texts(2), concurrency=1)
+    assert (len(run.replies), run.error) == (2, None)
+
+
+def test_a_reply_without_usage_model_or_content_is_still_one(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [Answer(body=b'{"choices": [{"message": {"content": null}}]}')]
+    reply = Run(service, ["a"]).replies["a"]
+    assert (reply.choices[0].text, reply.choices[0].finish_reason, reply.model, reply.prompt_tokens) == ("", "", "", 0)
+
+
+def test_half_a_character_in_a_reply_becomes_a_question_mark(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [says("a \ud83d b")]
+    assert Run(service, ["a"]).replies["a"].choices[0].text == "a ? b"
+
+
+def test_a_client_waits_as_long_as_retry_after_says(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [fails(429, "slow down", retry_after="0.4")]
+    started = time.monotonic()
+    assert Run(service, ["a"]).error is None
+    assert time.monotonic() - started > 0.4
+
+
+@pytest.mark.parametrize("value", ["soon", "-3", "nan"])
+def test_a_retry_after_that_makes_no_sense_is_passed_over(fake: FakeEndpoint, service: Service, value: str) -> None:
+    fake.script = [fails(429, "slow down", retry_after=value)]
+    assert Run(service, ["a"]).error is None
+
+
+def test_a_burst_of_refusals_halves_the_window_once_and_replies_widen_it(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [fails(429, "slow down")] * 8
+    run = Run(service, texts(8), concurrency=8)
+    assert run.endpoint.window.limit == pytest.approx(4 + 8 / 4, abs=0.7)
+    assert Run(service, texts(60), concurrency=8).endpoint.window.limit == 8
+
+
+def test_a_row_that_is_refused_as_one_too_many_waits_as_long_as_others_are_answered(
+    fake: FakeEndpoint, service: Service
+) -> None:
+    started = time.monotonic()
+    fake.answer = lambda request: (
+        fails(429, "slow down")
+        if last(request) == "t0" and time.monotonic() - started < 2 * client.DEADLINE_S
+        else says("x", seconds=0.05)
+    )
+    run = Run(service, texts(200), concurrency=8)
+    assert [last(request) for request in fake.requests].count("t0") > client.ROW_ATTEMPTS
+    assert (len(run.replies), run.aside, run.error) == (200, {}, None)
+
+
+def test_a_row_that_always_fails_is_set_aside_while_the_others_finish(fake: FakeEndpoint, service: Service) -> None:
+    fake.answer = lambda request: fails(500, "cannot do this one") if last(request) == "t3" else says("x", seconds=0.02)
+    run = Run(service, texts(60), concurrency=4)
+    assert (len(run.replies), list(run.aside), run.error) == (59, ["t3"], None)
+    assert "500 cannot do this one" in run.aside["t3"]
+
+
+def test_the_last_row_is_set_aside_where_it_always_fails(fake: FakeEndpoint, service: Service) -> None:
+    fake.answer = lambda request: fails(500, "no") if last(request) == "t9" else says("x")
+    run = Run(service, texts(10), concurrency=1)
+    assert (len(run.replies), list(run.aside), run.error) == (9, ["t9"], None)
+
+
+def test_an_outage_midway_is_ridden_out_and_sets_no_row_aside(
+    fake: FakeEndpoint, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DEADLINE_S", 10.0)
+    fake.script = [says("fine", seconds=0.01)] * 10 + [fails(503, "restarting")] * (8 * 3 * client.ROW_ATTEMPTS)
+    run = Run(service, texts(40))
+    assert (len(run.replies), run.aside, run.error) == (40, {}, None)
+
+
+def test_an_endpoint_that_is_not_up_yet_is_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "DEADLINE_S", 20.0)
+    port = free_port()
+    late: list[FakeEndpoint] = []
+
+    async def run() -> Reply:
+        async with Endpoint(replace(service, connect=lambda: f"http://127.0.0.1:{port}/v1"), 8) as endpoint:
+            asked = [asyncio.create_task(endpoint.chat([{"role": "user", "content": "a"}], 10)) for _ in range(8)]
+            while endpoint.meter.retries < 20 * client.ROW_ATTEMPTS:
+                await asyncio.sleep(0.01)
+            with serving(port) as server:
+                late.append(server)
+                return (await asyncio.gather(*asked))[0]
+
+    assert asyncio.run(run()).choices[0].text == "[JERRY] a 0"
+    assert len(late[0].requests) == 8
+
+
+def test_an_endpoint_that_stays_away_stops_the_stage_after_the_deadline(service: Service) -> None:
+    started = time.monotonic()
+    run = Run(replace(service, connect=lambda: f"http://127.0.0.1:{free_port()}/v1"), texts(100), concurrency=8)
+    assert isinstance(run.error, TransientError)
+    assert "cannot be reached" in str(run.error)
+    assert "run again when it is back" in str(run.error)
+    assert not run.aside
+    assert 0.5 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("n", "concurrency"), [(1, 5), (3, 8), (3, 3)])
+def test_sequences_in_flight_never_exceed_the_concurrency_and_reach_it(
+    fake: FakeEndpoint, service: Service, n: int, concurrency: int
+) -> None:
+    fake.answer = lambda request: says(*["x"] * n, seconds=0.02 if last(request) != "t0" else 0.3)
+    Run(service, texts(30), n=n, concurrency=concurrency)
+    assert concurrency - n < fake.most_in_flight <= concurrency
+
+
+def test_one_slow_answer_holds_up_nothing(fake: FakeEndpoint, service: Service) -> None:
+    all_asked = threading.Event()
+
+    def answer(request: Request) -> Answer:
+        if len(fake.requests) == 20:
+            all_asked.set()
+        return says("in time" if last(request) != "t0" or all_asked.wait(20) else "held up")
+
+    fake.answer = answer
+    run = Run(service, texts(20), concurrency=2)
+    assert {reply.choices[0].text for reply in run.replies.values()} == {"in time"}
+
+
+def test_after_a_fatal_answer_nothing_new_starts_and_what_is_in_flight_is_kept(
+    fake: FakeEndpoint, service: Service
+) -> None:
+    def answer(request: Request) -> Answer:
+        match last(request):
+            case "t0":
+                return fails(401, "revoked") if len(fake.requests) >= 4 else says("x")
+            case "t3":
+                return replace(fails(401, "revoked"), seconds=0.1)
+            case _:
+                return says("kept", seconds=0.4)
+
+    fake.answer = answer
+    run = Run(service, texts(50), concurrency=4)
+    assert isinstance(run.error, FatalError)
+    assert {"t1", "t2"} <= set(run.replies)
+    assert len(fake.requests) <= 6
+
+
+def test_after_a_fatal_answer_no_retry_is_sent_and_none_is_waited_for(
+    fake: FakeEndpoint, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_backoff", lambda state: 20.0)
+    fake.answer = lambda request: fails(503) if last(request) == "t0" else replace(fails(401), seconds=0.2)
+    started = time.monotonic()
+    run = Run(service, texts(2))
+    assert isinstance(run.error, FatalError)
+    assert len(fake.requests) == 2
+    assert time.monotonic() - started < 5
+
+
+PRICE = Price(input=1000.0, output=10_000.0)
+"""10 tokens in and 100 out cost 1.01 USD."""
+
+
+def costly(seconds: float = 0.0) -> Callable[[Request], Answer]:
+    return lambda request: says("x", prompt_tokens=10, completion_tokens=100, seconds=seconds)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_spending_limit_stops_before_it_is_exceeded(fake: FakeEndpoint, service: Service, concurrency: int) -> None:
+    fake.answer = costly(0.02)
+    run = Run(service, texts(50), concurrency=concurrency, price=PRICE, max_cost_usd=5.5)
+    cost = run.endpoint.meter.cost_usd
+    assert isinstance(run.error, FatalError)
+    assert str(run.error).startswith("judge.max_cost_usd: 5.5 would be exceeded after")
+    assert cost is not None
+    assert 4 < cost <= 5.5
+    assert len(run.replies) == len(fake.requests) == 5
+
+
+def test_a_spending_limit_of_enough_stops_nothing(fake: FakeEndpoint, service: Service) -> None:
+    fake.answer = costly()
+    run = Run(service, texts(5), price=PRICE, max_cost_usd=10.0)
+    assert (len(run.replies), run.error) == (5, None)
+
+
+def test_a_spending_limit_without_a_price_is_refused(service: Service) -> None:
+    run = Run(service, ["a"], max_cost_usd=1.0)
+    assert isinstance(run.error, FatalError)
+    assert "add it to judge.prices" in str(run.error)
+
+
+def test_the_most_a_request_can_cost_counts_bytes_and_all_its_tokens() -> None:
+    assert Meter(Price(input=2e6, output=3e6)).most([{"role": "user", "content": "éé"}], 10) == 2 * 2 + 3 * 10
+
+
+def test_a_key_is_sent_without_its_line_end(fake: FakeEndpoint, service: Service) -> None:
+    Run(replace(service, api_key=SecretStr("sk-1\n")), ["a"])
+    assert fake.authorization == ["Bearer sk-1"]
+
+
+@pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-\xe9", "sk\x00", "sk-1\r\nX-Evil: 1"])
+def test_a_key_that_can_be_none_is_fatal_and_not_repeated(fake: FakeEndpoint, service: Service, key: str) -> None:
+    run = Run(replace(service, api_key=SecretStr(key)), ["a"])
+    assert isinstance(run.error, FatalError)
+    assert "the key for it holds characters that no key has" in str(run.error)
+    assert "sk" not in str(run.error)
+    assert not fake.requests
+
+
+@pytest.mark.parametrize("fault", [fails(401), fails(500), fails(400, "too long"), Answer(body=b"[")])
+def test_no_error_holds_the_key(fake: FakeEndpoint, service: Service, fault: Answer) -> None:
+    fake.answer = lambda request: fault
+    run = Run(replace(service, api_key=SecretStr("sk-secret")), ["a"])
+    assert run.error or run.aside
+    assert "sk-secret" not in f"{run.error!r} {run.aside}"
+
+
+def served(service: Service) -> list[str]:
+    async def ask() -> list[str]:
+        async with Endpoint(service, 1) as endpoint:
+            return await endpoint.served()
+
+    return asyncio.run(ask())
+
+
+def test_the_served_models_are_named(service: Service) -> None:
+    assert served(service) == ["fake"]
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        Answer(body=b"<html>", content_type="text/html"),
+        Answer(body=b"<html>"),
+        Answer(body=b'{"data": 3}'),
+        Answer(body=b"[]"),
+    ],
+)
+def test_a_list_of_models_that_is_none_is_fatal(fake: FakeEndpoint, service: Service, models: Answer) -> None:
+    fake.models = models
+    with pytest.raises(FatalError, match="not an OpenAI-compatible endpoint"):
+        served(service)
