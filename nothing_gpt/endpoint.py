@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
-import httpx
+import httpx2
 import openai
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
@@ -24,6 +24,8 @@ from nothing_gpt.records import Message, whole_characters
 
 DEADLINE_S = 600.0
 """Seconds without any answer from the endpoint after which a stage stops."""
+FIRST_ANSWER_S = 30.0
+"""The same, while it has never been reached: then it is more likely not there than out of order."""
 TIMEOUT_S = 300.0
 """Seconds after which one request is given up and sent again."""
 ROW_ATTEMPTS = 8
@@ -168,13 +170,14 @@ class Endpoint:
             raise FatalError(f"{self.url}: no address of an endpoint; write it as http://host:port/v1")
         if not (key.isascii() and key.isprintable()):
             raise FatalError(f"{self.url}: the key for it holds characters that no key has; set it anew")
-        limits = httpx.Limits(max_connections=concurrency + 4, max_keepalive_connections=concurrency + 4)
+        limits = httpx2.Limits(max_connections=concurrency + 4, max_keepalive_connections=concurrency + 4)
+        timeout = openai.Timeout(TIMEOUT_S, connect=10)
         self._client = openai.AsyncOpenAI(
             base_url=self.url,
             api_key=key,
             max_retries=0,
-            timeout=httpx.Timeout(TIMEOUT_S, connect=10),
-            http_client=httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(TIMEOUT_S, connect=10)),
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout),
         )
 
     async def __aenter__(self) -> Self:
@@ -238,7 +241,8 @@ class Endpoint:
                 own_failures += 1
             last_failed = time.monotonic()
             silent = last_failed - max(self._last_answer, first_sent)
-            return self._failure is not None or own_failures >= ROW_ATTEMPTS or silent > DEADLINE_S
+            patience = FIRST_ANSWER_S if self._is_unreached(state) else DEADLINE_S
+            return self._failure is not None or own_failures >= ROW_ATTEMPTS or silent > patience
 
         self._reserved_usd += most
         try:
@@ -254,6 +258,8 @@ class Endpoint:
         except TransientError as error:
             if own_failures >= ROW_ATTEMPTS:
                 raise BadRowError(f"{error} ({ROW_ATTEMPTS} times)") from None
+            if isinstance(error, _Unreachable) and not self.meter.calls:
+                raise FatalError(str(error)) from None
             raise TransientError(
                 f"{self.url}: no answer for {DEADLINE_S / 60:.0f} minutes ({error}); "
                 "what was answered is kept; run again when it is back"
@@ -308,6 +314,9 @@ class Endpoint:
             return FatalError(f"{self.url}: not an OpenAI-compatible endpoint (404); the address usually ends in /v1")
         return FatalError(f"{self.url}: does not serve {self.model!r}; it serves: {names}")
 
+    def _is_unreached(self, state: RetryCallState) -> bool:
+        return not self.meter.calls and state.outcome is not None and isinstance(state.outcome.exception(), _Unreachable)
+
     def _note_retry(self, state: RetryCallState) -> None:
         self.meter.retries += 1
         if _is_rate_limit(state):
@@ -317,6 +326,10 @@ class Endpoint:
         """Waits before a retry, but no longer once the work has failed."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._failed.wait(), seconds)
+
+
+class _Unreachable(TransientError):
+    """Nothing listens at the address, or the connection broke."""
 
 
 class _RateLimited(TransientError):
@@ -343,7 +356,9 @@ def classify(error: openai.APIError, url: str, model: str) -> TransientError | B
     if not isinstance(error, openai.APIStatusError):
         if isinstance(error, openai.APIConnectionError):
             reason = str(error.__cause__ or error)
-            return TransientError(f"{url}: cannot be reached ({reason or type(error).__name__}); check that it runs")
+            return _Unreachable(
+                f"{url}: cannot be reached ({reason or type(error).__name__}); check the address and that it runs"
+            )
         return TransientError(f"{url}: a reply that cannot be read ({error.message})")
     status, text = error.status_code, _one_line(error)
     lower = text.lower()
@@ -385,7 +400,7 @@ def _read(completion: Any, url: str) -> Reply:
     )
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(response: httpx2.Response) -> float:
     try:
         return max(0.0, float(response.headers.get("retry-after", 0)))
     except ValueError:

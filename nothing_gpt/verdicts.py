@@ -210,6 +210,7 @@ class Judging:
     async def _judge(self, endpoint: Endpoint, item: CompletionSet, order: tuple[int, ...]) -> None:
         """Asks once, and once more with the error shown where the reply is no verdict."""
         messages = question(item.prompt.messages, [item.completions[i] for i in order])
+        problem = BadRowError("not asked")
         for attempt in range(REASKS + 1):
             key = _key(item, order, attempt)
             if key not in self._journal:

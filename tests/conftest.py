@@ -59,6 +59,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's retries without their waits; an outage is over after half a second."""
     monkeypatch.setattr(client, "_backoff", lambda state: 0.01)
     monkeypatch.setattr(client, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(client, "FIRST_ANSWER_S", 0.25)
 
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -1,9 +1,9 @@
 """A vLLM that serves adapters without a model: the admin routes as vLLM 0.32 has them, and answers that follow from the
 weights of the adapter that was loaded. It is a real HTTP server on a free loopback port.
 
-A *greedy* answer is tokens made of the weights. A *sampled* one is a line with a number in it: the higher the adapter's
-`lora_B`, the higher the number, so that a judge who reads the number prefers the adapter with the larger weights. A test
-that wants a server to misbehave sets `refuses`, `deaf` or `root_of`, or dies in `before`.
+A *greedy* answer is tokens made of the weights. A *sampled* one is a line with a number in it: the higher the
+adapter's `lora_B`, the higher the number, so that a judge who reads the number prefers the adapter with the larger
+weights. A test that wants the server to misbehave sets `refuses`, `deaf`, `root_of` or `dead`, at once or in `before`.
 """
 
 import hashlib

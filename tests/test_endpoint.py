@@ -259,7 +259,7 @@ def test_an_outage_midway_is_ridden_out_and_sets_no_row_aside(
 
 
 def test_an_endpoint_that_is_not_up_yet_is_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "DEADLINE_S", 20.0)
+    monkeypatch.setattr(client, "FIRST_ANSWER_S", 20.0)
     port = free_port()
     late: list[FakeEndpoint] = []
 
@@ -276,14 +276,26 @@ def test_an_endpoint_that_is_not_up_yet_is_waited_for(service: Service, monkeypa
     assert len(late[0].requests) == 8
 
 
-def test_an_endpoint_that_stays_away_stops_the_stage_after_the_deadline(service: Service) -> None:
+def test_an_endpoint_that_was_never_reached_is_fatal_before_the_deadline(service: Service) -> None:
     started = time.monotonic()
     run = Run(replace(service, connect=lambda: f"http://127.0.0.1:{free_port()}/v1"), texts(100), concurrency=8)
-    assert isinstance(run.error, TransientError)
+    assert isinstance(run.error, FatalError)
     assert "cannot be reached" in str(run.error)
+    assert "check the address" in str(run.error)
+    assert not run.aside
+    assert 0.25 < time.monotonic() - started < 5
+
+
+def test_an_endpoint_that_answered_and_stays_away_stops_the_stage_after_the_deadline(
+    fake: FakeEndpoint, service: Service
+) -> None:
+    fake.script = [says("a")]
+    fake.answer = lambda request: fails(503, "gone for lunch")
+    run = Run(service, texts(100), concurrency=8)
+    assert isinstance(run.error, TransientError)
     assert "run again when it is back" in str(run.error)
     assert not run.aside
-    assert 0.5 < time.monotonic() - started < 5
+    assert len(run.replies) == 1
 
 
 @pytest.mark.parametrize(("n", "concurrency"), [(1, 5), (3, 8), (3, 3)])

@@ -16,12 +16,14 @@ REPOSITORY = Path(__file__).parents[2]
 class Command:
     """`nothing-gpt` with arguments, running; all that it starts inherits a mark in its environment."""
 
+    entry = "from flows.cli import main; main()"
+
     def __init__(self, *arguments: str, log: Path):
         self.mark = uuid.uuid4().hex
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from flows.cli import main; main()", *arguments],
+                [sys.executable, "-c", self.entry, *arguments],
                 stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=REPOSITORY,
                 env=os.environ | {MARK: self.mark, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
 

@@ -4,16 +4,11 @@ Whatever a user gets wrong is one line on stderr that begins with `error: ` and 
 """
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.cli import main
 from flows.record import RunRecord
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import PromptsSettings, Settings
@@ -25,29 +20,9 @@ from nothing_gpt.processes import free_port
 from nothing_gpt.serve.registry import Registry, promoted, read_registry, swap
 from nothing_gpt.store import open_store
 from tests.fake_endpoint import FakeEndpoint
+from tests.flows.conftest import Call, Ended
 
 NOWHERE = f"http://127.0.0.1:{free_port()}/v1"
-
-
-@dataclass
-class Ended:
-    """How the program ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line it complained with."""
-        assert self.code == 1
-        lines = [line for line in self.err.splitlines() if line]
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("error: ")
-        return lines[0].removeprefix("error: ")
-
-
-Program = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -62,18 +37,9 @@ def work(data: Path) -> Workshop:
 
 
 @pytest.fixture
-def program(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    """Runs the program on the data folder; `answer` is what is typed."""
-
-    def run(*arguments: str, answer: str = "") -> Ended:
-        monkeypatch.setattr(sys, "argv", ["nothing-gpt", *arguments, "--set", f"place.data={data}"])
-        monkeypatch.setattr(sys, "stdin", StringIO(answer))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), printed.out, printed.err)
-
-    return run
+def program(call: Call, data: Path) -> Call:
+    """The program on the data folder."""
+    return lambda *arguments, **answer: call(*arguments, "--set", f"place.data={data}", **answer)
 
 
 def local(prompts_file: Path) -> list[str]:
@@ -112,11 +78,11 @@ def prompts_file(folder: Path, count: int) -> Path:
         ("training.beta=[", "--set training.beta=[: the value is not YAML"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named_with_what_it_may_be(program: Program, given: str, complaint: str) -> None:
+def test_a_setting_that_cannot_be_is_named_with_what_it_may_be(program: Call, given: str, complaint: str) -> None:
     assert program("run", "--set", given).error.startswith(complaint)
 
 
-def test_a_place_of_ones_own_wants_prompts_and_a_base_model(program: Program) -> None:
+def test_a_place_of_ones_own_wants_prompts_and_a_base_model(program: Call) -> None:
     assert "give --prompts FILE" in program("run", "--set", "place.kind=local").error
 
 
@@ -130,7 +96,7 @@ def test_a_place_of_ones_own_wants_prompts_and_a_base_model(program: Program) ->
     ],
 )
 def test_a_settings_file_that_cannot_be_used_is_named(
-    program: Program, tmp_path: Path, text: str | None, complaint: str
+    program: Call, tmp_path: Path, text: str | None, complaint: str
 ) -> None:
     file = tmp_path / "settings.yaml"
     if text is not None:
@@ -140,7 +106,7 @@ def test_a_settings_file_that_cannot_be_used_is_named(
     assert complaint in error
 
 
-def test_an_unknown_stage_is_answered_with_the_known_ones(program: Program) -> None:
+def test_an_unknown_stage_is_answered_with_the_known_ones(program: Call) -> None:
     error = program("run", "--until", "trane").error
     assert error.startswith("--until trane: no such stage; the stages are scripts, prompts,")
 
@@ -163,7 +129,7 @@ LINE = '{"prompt": [{"role": "user", "content": "[ANNA] Hello."}]}'
 )
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_a_prompts_file_that_cannot_be_used_is_refused_before_anything_is_started(
-    program: Program, data: Path, tmp_path: Path, text: str | None, complaint: str, dry: list[str]
+    program: Call, data: Path, tmp_path: Path, text: str | None, complaint: str, dry: list[str]
 ) -> None:
     file = tmp_path / "prompts.jsonl"
     if text is not None:
@@ -180,14 +146,14 @@ def test_a_prompts_file_that_cannot_be_used_is_refused_before_anything_is_starte
 @pytest.mark.parametrize(
     "command", [["run"], ["run", "--dry-run"], ["report"], ["serve"], ["prune"], ["adapters", "list"]]
 )
-def test_a_store_of_a_newer_version_is_not_touched(program: Program, work: Workshop, command: list[str]) -> None:
+def test_a_store_of_a_newer_version_is_not_touched(program: Call, work: Workshop, command: list[str]) -> None:
     work.store.write("FORMAT", b"2")
     assert "written by a newer version of nothing-gpt" in program(*command).error
     assert list(work.store.list()) == ["FORMAT"]
 
 
 @pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["report"], ["adapters", "rollback"], ["prune"]])
-def test_a_data_folder_that_cannot_be_written_is_named(program: Program, data: Path, command: list[str]) -> None:
+def test_a_data_folder_that_cannot_be_written_is_named(program: Call, data: Path, command: list[str]) -> None:
     data.write_text("a file where the folder should be")
     error = program(*command).error
     assert error.startswith(str(data))
@@ -198,20 +164,20 @@ def test_a_data_folder_that_cannot_be_written_is_named(program: Program, data: P
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_report_of_no_run_says_how_to_start_one(program: Program, form: list[str]) -> None:
+def test_a_report_of_no_run_says_how_to_start_one(program: Call, form: list[str]) -> None:
     assert "no run yet; start one with `nothing-gpt run`" in program("report", *form).error
 
 
 @pytest.mark.parametrize("command", [["serve"], ["adapters", "rollback"]])
-def test_with_nothing_promoted_there_is_nothing_to_serve_or_to_take_back(program: Program, command: list[str]) -> None:
+def test_with_nothing_promoted_there_is_nothing_to_serve_or_to_take_back(program: Call, command: list[str]) -> None:
     assert program(*command).error == "no adapter is promoted; run `nothing-gpt run` first"
 
 
-def test_an_empty_list_of_adapters_says_so(program: Program) -> None:
+def test_an_empty_list_of_adapters_says_so(program: Call) -> None:
     assert program("adapters", "list") == Ended(0, "nothing is promoted yet\n", "")
 
 
-def test_a_place_with_a_server_of_its_own_is_not_served_again(program: Program, tmp_path: Path) -> None:
+def test_a_place_with_a_server_of_its_own_is_not_served_again(program: Call, tmp_path: Path) -> None:
     error = program("serve", *local(prompts_file(tmp_path, 5))).error
     assert "this place has a vLLM of its own" in error
 
@@ -224,7 +190,7 @@ def plan(output: str) -> dict[str, list[str]]:
     return {parts[0]: parts[1:] for line in output.splitlines()[1:] if (parts := line.replace("to do", "todo").split())}
 
 
-def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program: Program, data: Path) -> None:
+def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program: Call, data: Path) -> None:
     ended = program("run", "--dry-run", "--set", "place.gpu_usd_per_hour=1")
     assert ended.code == 0
     rows = plan(ended.out)
@@ -243,7 +209,7 @@ def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program
     assert {path.name for path in data.iterdir()} == {"store"}
 
 
-def test_what_is_there_is_listed_as_cached_with_the_rows_it_has(program: Program, work: Workshop) -> None:
+def test_what_is_there_is_listed_as_cached_with_the_rows_it_has(program: Call, work: Workshop) -> None:
     scripts = stages.scripts(work, 0)
     settings = PromptsSettings(limit=30, test_share=0.27, test_limit=11)
     prompts(work, work.file(scripts, "prompts.jsonl"), settings)
@@ -256,11 +222,11 @@ def test_what_is_there_is_listed_as_cached_with_the_rows_it_has(program: Program
     assert rows["evaluate"][:3] == ["todo", "11", "44"]
 
 
-def test_the_plan_ends_at_the_stage_that_was_asked_for(program: Program) -> None:
+def test_the_plan_ends_at_the_stage_that_was_asked_for(program: Call) -> None:
     assert list(plan(program("run", "--dry-run", "--until", "pairs").out))[-2:] == ["pairs", "expected"]
 
 
-def test_the_judges_price_is_in_the_expected_cost(program: Program, tmp_path: Path) -> None:
+def test_the_judges_price_is_in_the_expected_cost(program: Call, tmp_path: Path) -> None:
     """1,000 prompts of one's own, 100 of them held out, at 0.30 and 2.50 USD per million tokens."""
     settings = ["--set", "sampling.max_tokens=100", "--settings", str(empty_settings(tmp_path))]
     rows = plan(program("run", "--dry-run", *settings, *local(prompts_file(tmp_path, 1000))).out)
@@ -271,7 +237,7 @@ def test_the_judges_price_is_in_the_expected_cost(program: Program, tmp_path: Pa
     assert rows["expected"] == ["cost:", "2.03", "USD"]
 
 
-def test_a_judge_without_a_price_is_named_beside_the_cost(program: Program, tmp_path: Path) -> None:
+def test_a_judge_without_a_price_is_named_beside_the_cost(program: Call, tmp_path: Path) -> None:
     settings = ["--set", "judge.model=mine", "--settings", str(empty_settings(tmp_path))]
     ended = program("run", "--dry-run", *settings, *local(prompts_file(tmp_path, 50)))
     assert "without judge, evaluate: the judge's price is not in judge.prices" in ended.out
@@ -347,7 +313,7 @@ def finish_a_run(work: Workshop) -> Artifact:
     return candidate
 
 
-def test_the_report_as_json_holds_the_figures_of_the_last_run(program: Program, work: Workshop) -> None:
+def test_the_report_as_json_holds_the_figures_of_the_last_run(program: Call, work: Workshop) -> None:
     candidate = finish_a_run(work)
     ended = program("report", "--json")
     assert (ended.code, ended.err) == (0, "")
@@ -363,7 +329,7 @@ def test_the_report_as_json_holds_the_figures_of_the_last_run(program: Program, 
     assert report["cost_usd"] == 0.25
 
 
-def test_a_run_that_ended_early_has_null_for_what_it_did_not_reach(program: Program, work: Workshop) -> None:
+def test_a_run_that_ended_early_has_null_for_what_it_did_not_reach(program: Call, work: Workshop) -> None:
     record = RunRecord(work, Settings())
     record.stage("prompts", lambda: make(work, "prompts", {"prompts.jsonl": {}}, rows=140))
     record.finish()
@@ -373,7 +339,7 @@ def test_a_run_that_ended_early_has_null_for_what_it_did_not_reach(program: Prog
 
 
 def test_the_report_for_people_shows_the_decision_and_where_the_page_is(
-    program: Program, data: Path, work: Workshop
+    program: Call, data: Path, work: Workshop
 ) -> None:
     finish_a_run(work)
     ended = program("report")
@@ -383,7 +349,7 @@ def test_the_report_for_people_shows_the_decision_and_where_the_page_is(
     assert "<html" in (data / "report.html").read_text()
 
 
-def test_a_long_reason_is_shown_to_its_end(program: Program, work: Workshop) -> None:
+def test_a_long_reason_is_shown_to_its_end(program: Call, work: Workshop) -> None:
     record = RunRecord(work, Settings())
     reason = " ".join(f"word{n}" for n in range(40))
     with pytest.raises(FatalError):
@@ -397,7 +363,7 @@ def fail(reason: str) -> None:
     raise FatalError(reason)
 
 
-def test_the_list_of_adapters_marks_the_current_one(program: Program, work: Workshop) -> None:
+def test_the_list_of_adapters_marks_the_current_one(program: Call, work: Workshop) -> None:
     finish_a_run(work)
     lines = program("adapters", "list").out.splitlines()
     assert len(lines) == 2
@@ -423,7 +389,7 @@ def rubbish(work: Workshop) -> list[str]:
 
 
 def test_what_is_unreferenced_is_listed_and_kept_where_the_answer_is_no(
-    program: Program, work: Workshop, rubbish: list[str]
+    program: Call, work: Workshop, rubbish: list[str]
 ) -> None:
     before = list(work.store.list())
     ended = program("prune", answer="n\n")
@@ -434,7 +400,7 @@ def test_what_is_unreferenced_is_listed_and_kept_where_the_answer_is_no(
 
 @pytest.mark.parametrize(("option", "answer"), [([], "y\n"), (["--yes"], "")])
 def test_only_what_is_unreferenced_is_deleted(
-    program: Program, work: Workshop, rubbish: list[str], option: list[str], answer: str
+    program: Call, work: Workshop, rubbish: list[str], option: list[str], answer: str
 ) -> None:
     kept = [key for key in work.store.list() if not key.startswith((rubbish[0], rubbish[1]))]
     ended = program("prune", *option, answer=answer)
@@ -448,9 +414,7 @@ def test_only_what_is_unreferenced_is_deleted(
 # What is missing.
 
 
-def test_the_doctor_names_what_does_not_answer_what_that_prevents_and_what_to_do(
-    program: Program, tmp_path: Path
-) -> None:
+def test_the_doctor_names_what_does_not_answer_what_that_prevents_and_what_to_do(program: Call, tmp_path: Path) -> None:
     ended = program("doctor", *local(prompts_file(tmp_path, 5)))
     assert "something is missing" in ended.error
     missing = [line for line in ended.out.splitlines() if line.startswith("MISSING")]
@@ -459,7 +423,7 @@ def test_the_doctor_names_what_does_not_answer_what_that_prevents_and_what_to_do
     assert not any("judge" in line and "is vLLM running" in line for line in missing)
 
 
-def test_the_doctor_names_the_package_that_training_wants(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_names_the_package_that_training_wants(program: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str) -> object:
         return None if name in ("trl", "torch") else name
 
@@ -469,17 +433,16 @@ def test_the_doctor_names_the_package_that_training_wants(program: Program, monk
 
 
 def test_the_doctor_finds_nothing_wrong_where_all_answers(
-    program: Program, tmp_path: Path, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+    program: Call, tmp_path: Path, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.doctor.importlib.util.find_spec", lambda name: name != "torch" and name)
-    monkeypatch.setattr("flows.doctor._packages", lambda: [])
+    monkeypatch.setattr("flows.doctor._packages", list)
     urls = ["--set", f"place.serve_url={fake.url}", "--set", f"place.judge_url={fake.url}", "--set", "judge.model=fake"]
     ended = program("doctor", *local(prompts_file(tmp_path, 5)), *urls)
     assert (ended.code, ended.err) == (0, "")
     assert f"ok       judge {fake.url}: serves fake" in ended.out.splitlines()
 
 
-def test_the_doctor_says_that_the_data_folder_cannot_be_used(program: Program, data: Path) -> None:
+def test_the_doctor_says_that_the_data_folder_cannot_be_used(program: Call, data: Path) -> None:
     data.write_text("a file where the folder should be")
     ended = program("doctor")
     assert "something is missing" in ended.error

@@ -1,0 +1,46 @@
+"""The `nothing-gpt` program, called in this process."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
+
+import pytest
+
+from flows.cli import main
+
+
+@dataclass
+class Ended:
+    """How the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line it complained with, and it printed nothing else there."""
+        assert self.code == 1
+        lines = [line for line in self.err.splitlines() if line]
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls the program with arguments; `answer` is what is typed."""
+
+    def run(*arguments: str, answer: str = "") -> Ended:
+        monkeypatch.setattr(sys, "argv", ["nothing-gpt", *arguments])
+        monkeypatch.setattr(sys, "stdin", StringIO(answer))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
