@@ -1,6 +1,7 @@
 # `make` alone lists what there is.
 #   PYTHON=python3.12     another interpreter for the environments
 #   TORCH_INDEX=URL       PyTorch's CPU wheel index, where pip is not configured for it
+#   SEED=1                make demo: with other scripts, another model and other samples
 
 bin := .venv/bin
 export PYTHON TORCH_INDEX
@@ -12,7 +13,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: envs ## the whole chain on this machine, on real engines, from sample scripts to a better served adapter
-	$(bin)/nothing-gpt run --settings deployments/embedded.yaml
+	$(bin)/nothing-gpt run --settings deployments/embedded.yaml $(if $(SEED),--seed $(SEED))
 
 test: envs lint ## static checks, fast tests, and one small embedded chain
 	$(bin)/pytest -q

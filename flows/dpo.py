@@ -21,7 +21,7 @@ from nothing_gpt.config import (
     Settings,
     TrainingSettings,
 )
-from nothing_gpt.errors import GateFailed
+from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.report.markdown import markdown
 from tasks.evaluate import evaluate
 from tasks.gate import gate
@@ -39,7 +39,7 @@ Step = Callable[..., Any]
 
 
 def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
-    """What follows what. Raises GateFailed where the candidate is not measurably better."""
+    """What follows what. A decision that does not pass must end it in `step`."""
     path = place.settings.prompts.path
     if isinstance(place, EmbeddedPlace):
         sample = step(scripts, place)
@@ -55,8 +55,6 @@ def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
     candidate = step(train, place, models, preferences)
     evaluation = step(evaluate, place, models, asked, candidate)
     decision = step(gate, place, preferences, candidate, evaluation)
-    if not decision.passed:
-        raise GateFailed("gate: not promoted, because " + "; ".join(decision.failures))
     step(promote, place, models, asked, candidate, evaluation, decision)
 
 
@@ -79,7 +77,10 @@ def dpo_pipeline(
         record = RunRecord(engines.workshop, settings)
 
         def step(task: Any, *inputs: Any) -> Any:
-            result = record.stage(task.name, lambda: task.submit(*inputs).result())
+            # Called, not submitted: in this thread Ctrl-C ends the work, in a worker's it would wait for its end.
+            result = record.stage(task.name, lambda: task(*inputs, return_state=True).result())
+            if isinstance(result, Decision):
+                result.require()
             if task.name == until:
                 raise _Reached
             return result

@@ -55,6 +55,10 @@ class Place:
         """The live vLLM, with the current adapter under the stable name."""
         raise NotImplementedError
 
+    def serves(self, current: Path) -> bool:
+        """Whether the live vLLM, if there is one, has the current adapter under the stable name."""
+        raise NotImplementedError
+
     def judge(self) -> Service:
         """The judge's endpoint."""
         raise NotImplementedError
@@ -90,6 +94,9 @@ class EmbeddedPlace(Place):
                 VLLM(self._vllm.base_url).load(name, str(current))
             return Server(self._vllm.base_url, name, Path(models.base.location))
 
+    def serves(self, current: Path) -> bool:
+        return True  # `server` starts with it
+
     def judge(self) -> Service:
         def connect() -> str:
             with self._lock:
@@ -104,6 +111,10 @@ class LocalPlace(Place):
 
     def server(self, models: Models) -> Server:
         return self.running_server()
+
+    def serves(self, current: Path) -> bool:
+        server = self.running_server()
+        return VLLM(server.url, server.api_key).models().get(server.name) == str(current)
 
     def running_server(self) -> Server:
         """The user's vLLM, which runs whether we do or not."""

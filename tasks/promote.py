@@ -17,7 +17,7 @@ def promote(
     workshop = place.workshop
     folder = workshop.folder(candidate)
     already = library.is_current(workshop.store, folder)
-    if already:
+    if already and place.serves(folder):
         return already
     training, win_rate = training_metrics(workshop, candidate), evaluation_metrics(workshop, evaluation)["win_rate"]
     held_out, _ = read_prompts(workshop.file(prompts, "test.jsonl"))

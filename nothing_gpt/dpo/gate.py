@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nothing_gpt.config import GateSettings
+from nothing_gpt.errors import GateFailed
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Decision:
     @property
     def failures(self) -> list[str]:
         return [reason.text for reason in self.reasons if not reason.passed]
+
+    def require(self) -> None:
+        """Raises GateFailed, with every requirement that is not met, unless all are."""
+        if not self.passed:
+            raise GateFailed(f"gate: not promoted, because {'; '.join(self.failures)}")
 
 
 def gate(

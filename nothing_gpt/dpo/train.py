@@ -156,11 +156,15 @@ def build_trainer(
             bnb_4bit_compute_dtype=torch.bfloat16,
             bnb_4bit_use_double_quant=True,
         )
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    refuse_long_pairs(tokenizer, train_rows + val_rows, settings.max_length)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16 if cuda else torch.float32, quantization_config=quantization
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        refuse_long_pairs(tokenizer, train_rows + val_rows, settings.max_length)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.bfloat16 if cuda else torch.float32, quantization_config=quantization
+        )
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FatalError(f"train: the base model {base} cannot be loaded ({reason}); check BASE_MODEL") from None
     policy = PeftModel.from_pretrained(model, str(start), is_trainable=True)
     named_like_ours = settings.model_dump(exclude={"quantization", "loss_type"})
     trainer = DPOTrainer(
@@ -177,7 +181,7 @@ def build_trainer(
             save_strategy="steps",
             save_total_limit=2,
             enable_jit_checkpoint=True,
-            report_to=["tensorboard"],
+            report_to=[],
             disable_tqdm=True,
             **named_like_ours,
         ),

@@ -66,8 +66,9 @@ def current_folder(store: Store, start: Path) -> Path:
 def promote(
     store: Store, candidate: Candidate, start: Path, server: Server, conversation: Sequence[Message]
 ) -> Version:
-    """Serves the candidate under the stable name and records it. `start` is the adapter that it was trained from, and
-    also what the stable name falls back to while nothing is promoted. `conversation` is a prompt, better a long one.
+    """Serves the candidate under the stable name and records it, if it is not the current version already. `start` is
+    the adapter that it was trained from, and also what the stable name falls back to while nothing is promoted.
+    `conversation` is a prompt, better a long one.
 
     Raises:
         FatalError: the candidate is not servable or unchanged, the server refuses it, its answers do not change, or
@@ -89,10 +90,10 @@ def promote(
         reasons=candidate.reasons,
     )
     with lease(store, LEASE):
-        if already := is_current(store, candidate.folder):  # another run of the same chain was faster
-            return already
+        if already := is_current(store, candidate.folder):  # promoted before, maybe by another run just now
+            registry = after = read_registry(store)
         _switch(store, registry, after, candidate.folder, start, server, conversation)
-    return after.versions[-1]
+    return already or after.versions[-1]
 
 
 def roll_back(store: Store, start: Path, server: Server | None, conversation: Sequence[Message]) -> Version | None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.cli import main
 from nothing_gpt.config import Settings, load_settings
+from nothing_gpt.jobs import local
 from nothing_gpt.store import FolderStore
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, says, serving
 from tests.fake_vllm import FakeVLLM, save_adapter, save_base, serving_adapters
@@ -141,9 +143,6 @@ def engines(folder: Path) -> Iterator[Engines]:
 
 
 def program() -> None:
-    """`nothing-gpt`, but it trains nothing."""
-    from flows.cli import main
-    from tasks.place import Place
-
-    Place.run = staticmethod(Trainer())
+    """`nothing-gpt`, but it trains nothing. As there, Prefect is not imported before its server is up."""
+    local.run_module = Trainer()
     main()

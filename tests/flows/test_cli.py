@@ -191,7 +191,8 @@ def plan(output: str) -> dict[str, list[str]]:
 
 
 def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program: Call, data: Path) -> None:
-    ended = program("run", "--dry-run", "--set", "place.gpu_usd_per_hour=1")
+    options = ["--set", "place.gpu_usd_per_hour=1", "--set", "training.num_train_epochs=2"]
+    ended = program("run", "--dry-run", *options)
     assert ended.code == 0
     rows = plan(ended.out)
     assert list(rows) == [

@@ -4,9 +4,12 @@ what is not, and how it ends. The engines are fakes (see `fakes.py`); on real on
 
 import json
 import os
+import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,10 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     data = tmp_path_factory.mktemp("prefect")
     try:
         with prefect_server(Settings.model_validate({"place": {"data": str(data)}})):
-            names = {PREFECT_API_URL: os.environ["PREFECT_API_URL"], PREFECT_HOME: os.environ["PREFECT_HOME"]}
+            names: dict[Any, str] = {
+                PREFECT_API_URL: os.environ["PREFECT_API_URL"],
+                PREFECT_HOME: os.environ["PREFECT_HOME"],
+            }
             with temporary_settings(names):
                 yield
     finally:
@@ -155,6 +161,15 @@ def test_a_second_run_is_cached_up_to_the_evaluation_and_asks_nobody(place: Engi
     assert (place.calls, len(place.vllm.loads), trainer.runs) == (calls, loads, 1)
     assert summary(place)["cost_usd"] == 0
     assert len(read_registry(place.store).versions) == 1
+
+
+def test_a_server_that_was_restarted_gets_the_promoted_adapter_back(place: Engines, trainer: Trainer) -> None:
+    flow(place)
+    place.vllm.serve("seinfeld", place.start)
+    assert flow(place).is_completed()
+    registry = read_registry(place.store)
+    assert place.vllm.answers_like("seinfeld", place.store.root / registry.versions[0].artifact)
+    assert len(registry.versions) == 1
 
 
 def test_an_artifact_whose_file_is_gone_is_made_again_and_nothing_else(place: Engines, trainer: Trainer) -> None:
@@ -330,24 +345,41 @@ def as_a_process(place: Engines, **others: Any) -> tuple[int, list[str]]:
     return code, [line.rstrip() for line in command.output.splitlines() if line.strip()]
 
 
+def copy_database(source: Path, target: Path) -> None:
+    """Spares a new server the making of its tables, which takes it 8 seconds."""
+    target.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
 class Program(Command):
-    """The program, but it trains nothing."""
+    """The program, but it trains nothing. It hears Ctrl-C even where a shell started the tests in the background."""
 
-    entry = "from tests.flows.fakes import program; program()"
+    entry = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from tests.flows.fakes import program; program()"
+    )
 
 
-def test_a_wrong_prompts_file_is_one_line_before_anything_is_started(place: Engines) -> None:
-    place.prompts.write_text('{"prompt": []}\n')
-    complaint = f'error: {place.prompts}, line 1: no "prompt"; expected a list of {{role, content}} messages'
-    assert as_a_process(place) == (1, [complaint])
-    assert not place.data.joinpath("prefect").exists()
+def test_ctrl_c_ends_the_stage_at_work_and_leaves_nothing_behind(place: Engines) -> None:
+    place.vllm.before = lambda route, body: time.sleep(0.3)  # 40 prompts, one at a time
+    options = place.options(sampling__concurrency=1)
+    command = Program("run", *options, log=place.folder / "program.log")
+    eventually(lambda: len(place.vllm.completions), lambda asked: asked > 2)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait(30) == 130
+    assert command.alive() == []
+    assert 2 < len(place.vllm.completions) < 20
+    assert "Traceback" not in command.output
 
 
 def test_a_failed_gate_is_exit_code_3_and_leaves_no_server_behind(
     place: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = Path(os.environ["PREFECT_HOME"]) / "prefect.db"
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.delenv(name)
+    copy_database(known, place.data / "prefect" / "prefect.db")
     code, lines = as_a_process(place, gate__min_win_rate=0.99)
     assert code == 3
     assert lines[-1].startswith("error: gate: not promoted, because win rate 1.000 ")
@@ -355,6 +387,5 @@ def test_a_failed_gate_is_exit_code_3_and_leaves_no_server_behind(
     assert not any("Traceback" in line for line in lines)
     assert any("NOT MET" in line for line in lines)
     assert (place.data / "report.html").is_file()
-    assert (place.data / "prefect" / "prefect.db").is_file()
     assert read_registry(place.store).versions == []
     assert place.vllm.answers_like("seinfeld", place.start)

@@ -148,6 +148,15 @@ def test_a_switch_that_was_killed_before_the_registry_was_written_is_finished_by
     assert stand.registry.current == 1
 
 
+def test_a_server_that_lost_the_current_adapter_gets_it_back_as_the_same_version(stand: Stand) -> None:
+    candidate = stand.candidate()
+    version = stand.promote(candidate)
+    stand.vllm.serve(NAME, stand.start)
+    assert stand.promote(candidate) == version
+    assert stand.serves(candidate.folder)
+    assert len(stand.registry.versions) == 1
+
+
 def test_a_second_promotion_replaces_the_first(stand: Stand) -> None:
     first, second = stand.candidate(0.5), stand.candidate(0.75)
     stand.promote(first)
