@@ -157,6 +157,14 @@ class TrainingSettings(Group):
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"] = Field(
         default="sigmoid", description="sigmoid is standard DPO (Rafailov et al. 2023) and the most studied."
     )
+    sft_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Weight of a supervised loss on the chosen completions, added to the preference loss (Pang et al. "
+        "2024, arXiv 2404.19733). DPO alone may lower the chosen text's probability along with the rejected one's; "
+        "0.2 to 1 holds it up.",
+    )
     learning_rate: float = Field(
         default=2e-5,
         gt=0,

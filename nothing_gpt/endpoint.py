@@ -315,7 +315,9 @@ class Endpoint:
         return FatalError(f"{self.url}: does not serve {self.model!r}; it serves: {names}")
 
     def _is_unreached(self, state: RetryCallState) -> bool:
-        return not self.meter.calls and state.outcome is not None and isinstance(state.outcome.exception(), _Unreachable)
+        return (
+            not self.meter.calls and state.outcome is not None and isinstance(state.outcome.exception(), _Unreachable)
+        )
 
     def _note_retry(self, state: RetryCallState) -> None:
         self.meter.retries += 1

@@ -29,7 +29,8 @@ from nothing_gpt.records import write_jsonl
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from trl.trainer.dpo_trainer import DPOTrainer
+
+    from nothing_gpt.trainers import PreferenceTrainer
 
 STAGE = Stage("adapter", 1)
 METRICS = "metrics.json"
@@ -130,7 +131,7 @@ def build_trainer(
     val_rows: list[dict[str, Any]],
     settings: TrainingSettings,
     work: Path,
-) -> tuple["DPOTrainer", "PeftModel"]:
+) -> tuple["PreferenceTrainer", "PeftModel"]:
     """TRL's trainer and the policy it trains: the starting adapter, with float32 trainable parameters.
 
     Raises:
@@ -141,9 +142,8 @@ def build_trainer(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    from nothing_gpt.trainer_progress import ShowSteps
+    from nothing_gpt.trainers import PreferenceTrainer, ShowSteps
 
     cuda = torch.cuda.is_available()
     quantization = None
@@ -166,15 +166,16 @@ def build_trainer(
         reason = str(error).splitlines()[0]
         raise FatalError(f"train: the base model {base} cannot be loaded ({reason}); check BASE_MODEL") from None
     policy = PeftModel.from_pretrained(model, str(start), is_trainable=True)
-    named_like_ours = settings.model_dump(exclude={"quantization", "loss_type"})
-    trainer = DPOTrainer(
+    named_like_ours = settings.model_dump(exclude={"quantization", "loss_type", "sft_weight"})
+    trainer = PreferenceTrainer(
         model=policy,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(train_rows),
         eval_dataset=Dataset.from_list(val_rows),
         args=DPOConfig(
             output_dir=str(work),
-            loss_type=[settings.loss_type],
+            loss_type=[settings.loss_type, "sft"],
+            loss_weights=[1.0, settings.sft_weight],
             bf16=cuda,
             use_cpu=not cuda,
             eval_strategy="steps",
@@ -215,7 +216,7 @@ def loss_at_reference(loss_type: str, beta: float) -> float:
     return {"hinge": 1.0, "apo_zero": 1.0, "ipo": 1 / (2 * beta) ** 2}.get(loss_type, math.log(2))
 
 
-def step0_check(trainer: "DPOTrainer", settings: TrainingSettings, work: Path) -> dict[str, float]:
+def step0_check(trainer: "PreferenceTrainer", settings: TrainingSettings, work: Path) -> dict[str, float]:
     """Evaluates before the first update and keeps the result for a resumed run.
 
     Raises:
@@ -239,7 +240,7 @@ def step0_check(trainer: "DPOTrainer", settings: TrainingSettings, work: Path) -
     return step0
 
 
-def final_metrics(trainer: "DPOTrainer", policy: "PeftModel") -> dict[str, Any]:
+def final_metrics(trainer: "PreferenceTrainer", policy: "PeftModel") -> dict[str, Any]:
     """Accuracy (Wilson) and margin (bootstrap over pairs) on the validation pairs, with 95 % intervals."""
     margins = pair_margins(trainer, policy)
     accuracy = wilson(sum(margin > 0 for margin in margins), len(margins))
@@ -254,7 +255,7 @@ def final_metrics(trainer: "DPOTrainer", policy: "PeftModel") -> dict[str, Any]:
     }
 
 
-def pair_margins(trainer: "DPOTrainer", policy: "PeftModel") -> list[float]:
+def pair_margins(trainer: "PreferenceTrainer", policy: "PeftModel") -> list[float]:
     """Reward margin of each validation pair: beta times the difference of the two log-ratios (equation 7 of the paper:
     the argument of its sigmoid)."""
     import torch
@@ -278,7 +279,9 @@ def pair_margins(trainer: "DPOTrainer", policy: "PeftModel") -> list[float]:
     return margins
 
 
-def publish(trainer: "DPOTrainer", policy: "PeftModel", start: Path, output: Path, metrics: dict[str, Any]) -> None:
+def publish(
+    trainer: "PreferenceTrainer", policy: "PeftModel", start: Path, output: Path, metrics: dict[str, Any]
+) -> None:
     """Writes the adapter, validated, with its metrics. The folder appears whole or not at all.
 
     Raises:

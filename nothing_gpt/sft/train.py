@@ -19,7 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from nothing_gpt.adapters import save_adapter
 from nothing_gpt.errors import exits_cleanly
-from nothing_gpt.trainer_progress import ShowSteps
+from nothing_gpt.trainers import ShowSteps
 
 
 @exits_cleanly
