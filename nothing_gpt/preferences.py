@@ -84,7 +84,7 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
             raise FatalError(f"{where}: chosen and rejected are equal; take the pair out")
         rows.append({"prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
     if not rows:
-        raise FatalError(f"{path}: holds no pairs; run the stages before training")
+        raise FatalError(f"{path}: holds no pairs; give more prompts, or check the stages before training")
     return rows
 
 

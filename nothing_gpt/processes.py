@@ -24,6 +24,10 @@ from typing import Self
 ORPHAN_GRACE_S = 10
 PR_SET_PDEATHSIG = 1
 
+Run = Callable[[str, Sequence[str], Mapping[str, str], Path], None]
+"""Runs one of our modules, `python -m name arguments`, with an environment added and its output in a log, wherever that
+is; `jobs` has the ways."""
+
 
 class Child:
     """One running command, its output in `log`; leaving the `with` block ends it and everything it started.

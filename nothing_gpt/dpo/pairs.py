@@ -23,7 +23,7 @@ def pairs(workshop: Workshop, completions: Artifact, judged: Artifact, settings:
     """`train.jsonl` and `val.jsonl`, rows `{prompt, chosen, rejected}`, and `quality.json` (see `quality.py`).
 
     Raises:
-        FatalError: no pair is left on one of the two sides.
+        FatalError: no pair is left. (Where one side of the split is empty, it is training that refuses it.)
     """
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -31,13 +31,13 @@ def pairs(workshop: Workshop, completions: Artifact, judged: Artifact, settings:
         made = make_pairs(sets, settings.val_ratio, settings.seed)
         sampled = workshop.counts(completions)
         drops = made.drops + Counter(degenerate=sampled.get("degenerate", 0), failed=sampled.get("failed", 0))
-        for name, side in ((TRAIN, made.train), (VAL, made.val)):
-            if not side:
-                raise FatalError(
-                    f"{name}: no pair is left of {len(sets)} judged sets (dropped: {dict(drops)}); "
-                    "give more prompts, or another judge"
-                )
-            write_jsonl(folder / name, map(pair_row, side))
+        if not made.train and not made.val:
+            raise FatalError(
+                f"pairs: no pair is left of {len(sets)} judged sets (dropped: {dict(drops)}); give more prompts, or "
+                "another judge"
+            )
+        write_jsonl(folder / TRAIN, map(pair_row, made.train))
+        write_jsonl(folder / VAL, map(pair_row, made.val))
         quality = data_quality(made.train + made.val, [item.votes for item in sets if item.votes], drops)
         (folder / QUALITY).write_text(json.dumps(quality, indent=1, ensure_ascii=False), encoding="utf-8")
         return {"rows": len(made.train) + len(made.val), "train": len(made.train), "val": len(made.val)}

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from nothing_gpt.config import Environment, TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
 from nothing_gpt.preferences import read_pairs
+from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
 from nothing_gpt.records import write_jsonl
 
@@ -37,8 +38,6 @@ METRICS = "metrics.json"
 STEPS = "steps.jsonl"
 STEP0_LOSS_TOLERANCE = 0.02
 STEP0_MARGIN_TOLERANCE = 0.05
-Run = Callable[[str, Sequence[str], Mapping[str, str], Path], None]
-"""Runs one of our modules with arguments and an environment, its output in a log (see `jobs`)."""
 
 
 def train(
@@ -52,22 +51,20 @@ def train(
     """
 
     def build(folder: Path) -> Mapping[str, Any]:
-        settings_file = folder / "_settings.json"
-        settings_file.write_text(settings.model_dump_json(), encoding="utf-8")
-        output = folder / "_adapter"
-        run(
-            "nothing_gpt.dpo.train",
-            ["--settings", str(settings_file), "--work", str(folder / "_work")],
-            {
+        finished = folder / "_adapter"
+        # The trainer publishes it whole or not at all: if it is there, we were killed just after.
+        if not finished.exists():
+            settings_file = folder / "_settings.json"
+            settings_file.write_text(settings.model_dump_json(), encoding="utf-8")
+            places = {
                 "SFT_ADAPTER_PATH": str(workshop.folder(adapter)),
-                "ADAPTER_PATH": str(output),
+                "ADAPTER_PATH": str(finished),
                 "DPO_DATA_PATH": str(workshop.folder(pairs)),
                 "BASE_MODEL": base.location,
-            },
-            folder / "_train.log",
-        )
-        for file in output.iterdir():
-            file.replace(folder / file.name)
+            }
+            arguments = ["--settings", str(settings_file), "--work", str(folder / "_work")]
+            run("nothing_gpt.dpo.train", arguments, places, folder / "_train.log")
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return {"rows": metrics["train_pairs"], "steps": metrics["steps"]}
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from nothing_gpt.embedded.rules import rank
 
-MODEL = "offline-rules"
+MODEL = "offline-rules-1"
+"""The number is the version of the rules: other rules are another judge, whose verdicts are asked for anew."""
 
 
 class OfflineJudge:

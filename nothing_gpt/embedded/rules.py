@@ -8,9 +8,10 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nothing_gpt.embedded.scripts import CHARACTERS, THINGS, voice_of, words_of
+from nothing_gpt.embedded.scripts import THINGS, voice_of, words_of
 
-TURN = re.compile(rf"\[({'|'.join(CHARACTERS)})\] (\S.*)")
+TURN = re.compile(r"\[([A-Z][A-Z' ]*)\] (\S.*)")
+"""A turn of any show's script; only our own four have a voice to be judged."""
 
 WEIGHTS = {"form": 0.15, "voice": 0.6, "fresh": 0.1, "scene": 0.15}
 """What each rule is worth. Voice leads: it is what the first draft gets wrong."""

@@ -1,19 +1,17 @@
 """The stages that the embedded place puts before the chain: sample scripts, a tiny base model, a starting adapter."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.embedded.scripts import write_scripts
+from nothing_gpt.processes import Run
 
 SCRIPTS = Stage("scripts", 1)
 BASE = Stage("base", 1)
 SFT = Stage("sft", 1)
-
-Run = Callable[[str, Sequence[str], Mapping[str, str], Path], None]
-"""Runs one of our modules with arguments and an environment, its output in a log (see `jobs`)."""
 
 
 def scripts(workshop: Workshop, seed: int) -> Artifact:
@@ -45,24 +43,20 @@ def sft(workshop: Workshop, scripts: Artifact, base: Artifact, seed: int, run: R
     """The starting adapter: `adapter_config.json` and `adapter_model.safetensors`."""
 
     def build(folder: Path) -> Mapping[str, Any]:
-        shutil.rmtree(folder / "_adapter", ignore_errors=True)
-        run(
-            "nothing_gpt.sft.train",
-            [
+        finished = folder / "_adapter"
+        if not finished.exists():
+            arguments = [
                 "--base",
                 str(workshop.folder(base)),
                 "--data",
                 str(workshop.file(scripts, "train.jsonl")),
                 "--out",
-                str(folder / "_adapter"),
+                str(finished),
                 "--seed",
                 str(seed),
-            ],
-            OFFLINE,
-            folder / "_sft.log",
-        )
-        for file in (folder / "_adapter").iterdir():
-            file.replace(folder / file.name)
+            ]
+            run("nothing_gpt.sft.train", arguments, OFFLINE, folder / "_sft.log")
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
         return {}
 
     return workshop.make(SFT, {"seed": seed}, {"scripts": scripts, "base": base}, build)

@@ -67,7 +67,7 @@ def test_the_report_counts_what_was_dropped_in_every_stage(workshop: Workshop) -
 
 @pytest.mark.parametrize("ballots", [[], [[(1, 2), (2, 1)]] * 20])
 def test_a_judge_that_agrees_on_nothing_stops_the_run(workshop: Workshop, ballots: list[Votes]) -> None:
-    with pytest.raises(FatalError, match=r"train.jsonl: no pair is left of \d+ judged sets \(dropped: .*degenerate"):
+    with pytest.raises(FatalError, match=r"pairs: no pair is left of \d+ judged sets \(dropped: .*degenerate"):
         pairs(workshop, *given(workshop, ballots), SETTINGS)
 
 
