@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def _load(file: Path, overrides: list[str] | None, prompts: Path | None = None, seed: int | None = None) -> Settings:
-    given = [*(overrides or []), *([f"prompts.path={prompts}"] if prompts else [])]
+    given = [*(overrides or []), *([f"prompts.path={json.dumps(str(prompts))}"] if prompts else [])]
     return load_settings(file, given, seed)
 
 

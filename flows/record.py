@@ -50,10 +50,9 @@ class RunRecord:
         return result
 
     def finish(self) -> dict[str, Any]:
-        """Writes the summary and the report page, and returns the summary."""
+        """Writes the report page and then the summary, which it returns."""
         summary = self._summary()
         key = f"{FOLDER}/{summary['run']}"
-        self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
         page = render_page(
             summary,
             *(
@@ -66,6 +65,8 @@ class RunRecord:
             ),
         )
         self._workshop.store.write(f"{key}/report.html", page.encode())
+        # Last: the run is there when its summary is (`last_run`).
+        self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
         return summary
 
     def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:

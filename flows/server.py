@@ -73,4 +73,5 @@ def _wait(server: Child, health: str, log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise FatalError(f"Prefect's server did not start ({' '.join(server.tail(1))}); its log is {log}")
+    reason = next((line for line in reversed(server.tail()) if "Error" in line), "it said nothing")
+    raise FatalError(f"Prefect's server did not start ({reason.strip()}); its log is {log}")

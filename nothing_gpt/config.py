@@ -1,7 +1,7 @@
 """All settings: six small frozen groups, each field with its bounds and the advice a person needs to choose it.
 
-Values come from a YAML file, then `group.key=value` overrides. Secrets and addresses come from the environment
-(`Environment`) and are never part of a group, so they reach no fingerprint, log, artifact or flow parameter.
+Values come from a YAML file, then `group.key=value` overrides. Secrets come from the environment (`Environment`) and
+are never part of a group, so they reach no fingerprint, log, artifact or flow parameter.
 """
 
 import difflib
@@ -240,7 +240,8 @@ class GateSettings(Group):
 
 
 class PlaceSettings(Group):
-    """Where the engines are and where results are kept. Nothing here changes a result, so no fingerprint holds it."""
+    """Where the engines are and where results are kept. Addresses and paths change no result, so no fingerprint holds
+    them; the seed does, and so do the base model and the starting adapter, which are known by more than their paths."""
 
     kind: Literal["embedded", "local"] = Field(
         default="embedded",

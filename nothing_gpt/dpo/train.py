@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nothing_gpt.adapters import CONFIG, Base, changed_share, save_adapter, validate_adapter
+from nothing_gpt.adapters import Base, changed_share, save_adapter, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.checkpoints import newest_whole
 from nothing_gpt.config import Environment, TrainingSettings
@@ -90,7 +90,7 @@ def main() -> None:
     work = arguments.work or output.with_name(f".{output.name}.work")
 
     train_rows, val_rows = read_pairs(data / "train.jsonl"), read_pairs(data / "val.jsonl")
-    base = environment.base_model or json.loads((start / CONFIG).read_text())["base_model_name_or_path"]
+    base = environment.base_model or validate_adapter(start).base
     validate_adapter(start, Path(base) if Path(base).is_dir() else None)
     os.environ["HF_DATASETS_CACHE"] = str(work / "datasets")
 
@@ -233,7 +233,9 @@ def step0_check(trainer: "PreferenceTrainer", settings: TrainingSettings, work: 
         )
     step0 = {"step0_loss": loss, "step0_expected": expected, "step0_margin": margin}
     work.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(step0))
+    half = kept.with_suffix(".half")
+    half.write_text(json.dumps(step0))
+    half.replace(kept)
     return step0
 
 
