@@ -19,7 +19,7 @@ test: envs lint ## static checks, fast tests, and one small embedded chain
 	$(bin)/pytest -q
 	$(bin)/pytest -q -m chain
 
-lint: env ## ruff, pyright and the arrows of the house plan
+lint: env ## ruff, pyright, and which module may import which
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/pyright

@@ -124,18 +124,21 @@ def prune(
     overrides: Overrides = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete what no run and no promoted adapter refers to: listed first."""
-    from flows.prune import unreferenced
+    """Delete what neither the last run nor a promoted adapter refers to: listed first.
+
+    Journals and checkpoints of an interrupted run are listed too: without them the next run asks and trains again.
+    """
+    from flows.prune import delete, unreferenced
 
     settings = _load(settings_file, overrides)
-    found = unreferenced(Workshop(_store(settings), Path(settings.place.data) / "work"))
+    store = _store(settings)
+    found = unreferenced(Workshop(store, Path(settings.place.data) / "work"))
     for item in found:
         out.print(f"{item.bytes / 1e6:9.1f} MB  {item.name}", markup=False)
     if not found:
         say("nothing to prune")
     elif yes or typer.confirm(f"delete these {len(found)}, {sum(item.bytes for item in found) / 1e6:.1f} MB?"):
-        for item in found:
-            item.delete()
+        delete(store, found)
         say(f"deleted {len(found)}")
 
 
@@ -161,7 +164,7 @@ def list_adapters(settings_file: SettingsFile = EMBEDDED, overrides: Overrides =
 
 @adapters.command()
 def rollback(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
-    """Take the current adapter back: the one before it becomes current, on a running server too."""
+    """Take the current adapter back: the one that it replaced becomes current again, on a running server too."""
     settings = _load(settings_file, overrides)
     from flows.serving import roll_back_current
 

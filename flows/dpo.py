@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nothing_gpt.config import (
     TrainingSettings,
 )
 from nothing_gpt.dpo.gate import Decision
+from nothing_gpt.errors import FatalError
 from nothing_gpt.report.markdown import markdown
 from tasks.evaluate import evaluate
 from tasks.gate import gate
@@ -47,15 +49,15 @@ def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
         tiny = step(base, place, sample)
         models = Models(Base(str(place.workshop.folder(tiny)), tiny.digest), step(sft, place, sample, tiny))
     else:
-        asked = step(prompts, place, Path(path or ""))
         models = Models(place.base(), step(adopt_adapter, place))
+        asked = step(prompts, place, Path(path or ""))
     completions = step(generate_pairs, place, models, asked)
     judged = step(judge, place, completions)
     preferences = step(pairs, place, completions, judged)
     candidate = step(train, place, models, preferences)
     evaluation = step(evaluate, place, models, asked, candidate)
     decision = step(gate, place, preferences, candidate, evaluation)
-    step(promote, place, models, asked, candidate, evaluation, decision)
+    step(promote, place, models, candidate, evaluation, decision)
 
 
 @flow(name="dpo-pipeline", validate_parameters=True)
@@ -72,6 +74,8 @@ def dpo_pipeline(
 
     Returns the run's summary. A failed gate ends the run in Failed, with the reasons.
     """
+    if place.kind == "local" and until in ("scripts", "base"):
+        raise FatalError(f"--until {until}: only the embedded place has this stage")
     settings = Settings(prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place)
     with open_place(settings) as engines:
         record = RunRecord(engines.workshop, settings)
@@ -85,14 +89,20 @@ def dpo_pipeline(
                 raise _Reached
             return result
 
+        def publish() -> dict[str, Any]:
+            summary = record.finish()
+            create_markdown_artifact(markdown(summary), key="dpo-report", description="The run's report")
+            return summary
+
         try:
             chain(engines, step)
         except _Reached:
             pass
-        finally:
-            summary = record.finish()
-            create_markdown_artifact(markdown(summary), key="dpo-report", description="The run's report")
-    return summary
+        except Exception:
+            with suppress(Exception):  # why the run failed matters more than that its report did
+                publish()
+            raise
+        return publish()
 
 
 class _Reached(Exception):

@@ -1,7 +1,7 @@
 """What may be deleted: whatever neither the last run nor a promoted adapter refers to, directly or through lineage.
 
-That is old artifacts, scratch folders with their checkpoints, and journals. A journal is what an unfinished stage goes
-on from; without it a rerun under changed settings asks again for what it holds, so prune when a set of prompts is done.
+That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
+was answered, a scratch folder the training's checkpoints. Without them the next run asks and trains again.
 """
 
 import json
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.record import last_run
-from nothing_gpt.artifacts import MANIFEST, Workshop
+from nothing_gpt.artifacts import MANIFEST, Workshop, live_leases
+from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.store import Store
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,26 @@ class Item:
 
 
 def unreferenced(workshop: Workshop) -> list[Item]:
-    """Everything that may go. Nothing is deleted here; do not delete while a run is at work."""
+    """Everything that may go. Nothing is deleted here. Raises FatalError while a run is at work."""
+    _refuse_beside_a_run(workshop.store)
     kept = _referenced(workshop)
     made = [key.removesuffix(f"/{MANIFEST}") for key in workshop.store.list() if key.endswith(f"/{MANIFEST}")]
     folders = [key for key in made if key not in kept]
     folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
     return [*map(_stored(workshop), folders), *_scratch(workshop.work)]
+
+
+def delete(store: Store, items: list[Item]) -> None:
+    """Deletes what `unreferenced` found. Raises FatalError where a run has begun since."""
+    _refuse_beside_a_run(store)
+    for item in items:
+        item.delete()
+
+
+def _refuse_beside_a_run(store: Store) -> None:
+    if held := live_leases(store):
+        names = ", ".join(key.removeprefix("leases/") for key in held)
+        raise FatalError(f"a run is at work on {names}; prune when it has ended")
 
 
 def _referenced(workshop: Workshop) -> set[str]:
@@ -53,12 +69,19 @@ def _referenced(workshop: Workshop) -> set[str]:
 def _stored(workshop: Workshop) -> Callable[[str], Item]:
     def item(folder: str) -> Item:
         keys = list(workshop.store.list(folder))
-        size = sum(workshop.store.fetch(key).stat().st_size for key in keys)
+        size = sum(_size(workshop.store, key) for key in keys)
         # The manifest goes first: from then on the artifact is gone, not damaged.
         ordered = sorted(keys, key=lambda key: not key.endswith(MANIFEST))
         return Item(folder, size, lambda: [workshop.store.delete(key) for key in ordered])
 
     return item
+
+
+def _size(store: Store, key: str) -> int:
+    try:
+        return store.fetch(key).stat().st_size
+    except FileNotFoundError:  # gone since it was listed
+        return 0
 
 
 def _scratch(work: Path) -> Iterator[Item]:

@@ -9,10 +9,10 @@ from nothing_gpt.config import Settings
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.errors import FatalError
 from nothing_gpt.preferences import read_pairs
-from nothing_gpt.serve.promote import roll_back
+from nothing_gpt.serve.promote import roll_back, roll_back_unserved
 from nothing_gpt.serve.registry import Version, read_registry
 from nothing_gpt.vllm_admin import VLLM
-from tasks.place import LocalPlace, open_place
+from tasks.place import LocalPlace, Place, open_place
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def serve_current(settings: Settings, port: int) -> Iterator[str]:
         if isinstance(place, LocalPlace):
             raise FatalError("serve: this place has a vLLM of its own, which serves already; see place.serve_url")
         workshop = place.workshop
-        current, made = _current(workshop)
-        start = _manifest(workshop, made.lineage["adapter"])
+        current = _current(place)
+        start = _manifest(workshop, _manifest(workshop, current.artifact).lineage["adapter"])
         base = workshop.store.fetch(f"{start.lineage['base']}/config.json").parent
         adapter = workshop.store.fetch(f"{current.artifact}/{CONFIG}").parent
         with LocalVLLM(base, place.logs / "serve.log", port=port) as server:
@@ -42,21 +42,21 @@ def roll_back_current(settings: Settings) -> Version | None:
         FatalError: nothing is promoted, or the server refuses the former adapter: then nothing has changed.
     """
     with open_place(settings) as place:
-        workshop = place.workshop
-        _, made = _current(workshop)
+        workshop, current = place.workshop, _current(place)
+        if not isinstance(place, LocalPlace):  # its server lives no longer than a run
+            return roll_back_unserved(workshop.store)
+        made = _manifest(workshop, current.artifact)
         start = workshop.store.fetch(f"{made.lineage['adapter']}/{CONFIG}").parent
         validation = read_pairs(workshop.store.fetch(f"{made.lineage['pairs']}/val.jsonl"))
-        # The embedded place's server lives no longer than a run, so there only the registry is to change.
-        server = place.running_server() if isinstance(place, LocalPlace) else None
-        return roll_back(workshop.store, start, server, validation[0]["prompt"])
+        return roll_back(workshop.store, start, place.running_server(), validation[0]["prompt"])
 
 
-def _current(workshop: Workshop) -> tuple[Version, Manifest]:
-    registry = read_registry(workshop.store)
+def _current(place: Place) -> Version:
+    registry = read_registry(place.workshop.store)
     version = registry.version(registry.current)
     if version is None:
         raise FatalError("no adapter is promoted; run `nothing-gpt run` first")
-    return version, _manifest(workshop, version.artifact)
+    return version
 
 
 def _manifest(workshop: Workshop, key: str) -> Manifest:

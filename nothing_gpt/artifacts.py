@@ -4,7 +4,6 @@
 version, settings and inputs is whole, and otherwise builds it, under a lease so that of two runs only one works.
 """
 
-import json
 import shutil
 import socket
 import threading
@@ -16,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.progress import say
-from nothing_gpt.records import canonical_json, digest, file_digest
+from nothing_gpt.records import digest, file_digest
 from nothing_gpt.store import Store, reporting_disk
 
 MANIFEST = "manifest.json"
 LEASE_SECONDS = 60.0
+CLOCK_SECONDS = 5.0
+"""A process's start time is told from the system's clock, and moves by as much when that is set."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,10 @@ class Workshop:
 @contextmanager
 def lease(store: Store, key: str) -> Iterator[None]:
     """Holds a named lease, waiting while another process holds it. A holder that died is noticed at once on the same
-    machine, and elsewhere when its lease runs out; a living one renews it."""
+    machine, and elsewhere when its lease runs out; a living one renews it. One that was suspended for longer than its
+    lease may have lost it to another machine: then it leaves it alone."""
     waiting = False
-    while not (_is_free(held := store.read(key)) and store.swap(key, _claim(), held)):
+    while not (_is_free(held := store.read(key)) and store.swap(key, mine := _claim(), held)):
         if not waiting:
             say(f"waiting for another run that is at work on {key.removeprefix('leases/')}")
             waiting = True
@@ -215,8 +217,11 @@ def lease(store: Store, key: str) -> Iterator[None]:
     done = threading.Event()
 
     def renew() -> None:
+        nonlocal mine
         while not done.wait(LEASE_SECONDS / 4):
-            store.write(key, _claim())
+            if not store.swap(key, renewed := _claim(), mine):
+                return
+            mine = renewed
 
     renewer = threading.Thread(target=renew, daemon=True, name="lease")
     renewer.start()
@@ -225,29 +230,41 @@ def lease(store: Store, key: str) -> Iterator[None]:
     finally:
         done.set()
         renewer.join()
-        store.delete(key)
+        if store.read(key) == mine:
+            store.delete(key)
+
+
+def live_leases(store: Store) -> list[str]:
+    """Keys of the leases that somebody holds now."""
+    return [key for key in store.list("leases") if not _is_free(store.read(key))]
+
+
+class _Claim(BaseModel):
+    """Who holds a lease, and until when (Unix time, s) if he does not renew it."""
+
+    host: str
+    pid: PositiveInt
+    started: float
+    """When the holder's process started: a process id is used again."""
+    expires: float
 
 
 def _claim() -> bytes:
-    me = psutil.Process()
-    return canonical_json(
-        {
-            "host": socket.gethostname(),
-            "pid": me.pid,
-            "started": me.create_time(),
-            "expires": time.time() + LEASE_SECONDS,
-        }
-    ).encode()
+    me, expires = psutil.Process(), time.time() + LEASE_SECONDS
+    claim = _Claim(host=socket.gethostname(), pid=me.pid, started=me.create_time(), expires=expires)
+    return claim.model_dump_json().encode()
 
 
 def _is_free(claim: bytes | None) -> bool:
-    if claim is None:
-        return True
-    holder = json.loads(claim)
-    if holder["host"] != socket.gethostname():
-        return time.time() > holder["expires"]
     try:
-        process = psutil.Process(holder["pid"])
-        return process.create_time() != holder["started"] or process.status() == psutil.STATUS_ZOMBIE
+        holder = _Claim.model_validate_json(claim or b"")
+    except ValidationError:  # none, or one that a crash of the machine damaged
+        return True
+    if holder.host != socket.gethostname():
+        return time.time() > holder.expires
+    try:
+        process = psutil.Process(holder.pid)
+        other = abs(process.create_time() - holder.started) > CLOCK_SECONDS
+        return other or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

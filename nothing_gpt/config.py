@@ -223,8 +223,9 @@ class GateSettings(Group):
     step0_tolerance: float = Field(
         default=0.02,
         gt=0,
+        le=0.02,
         description="Largest distance of the loss before training from that of a policy equal to its reference (ln 2 "
-        "for sigmoid); beyond it the reference is not the starting adapter.",
+        "for sigmoid); beyond it, and in training beyond 0.02, the reference is not the starting adapter.",
     )
     min_pairs: int = Field(default=50, ge=2, description="Fewer pairs than this are fatal.")
     min_agreement: float = Field(

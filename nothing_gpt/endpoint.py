@@ -32,6 +32,8 @@ ROW_ATTEMPTS = 8
 """Failures of its own after which a request is set aside: others were answered in between, or it is the last one left.
 An outage is no failure of its own, nor is being one of too many (429)."""
 LONGEST_WAIT_S = 60.0
+SHORTEST_KEY = 6
+"""Anything shorter is a placeholder, such as the "none" that keyless servers are sent."""
 
 Job = TypeVar("Job")
 
@@ -170,6 +172,7 @@ class Endpoint:
             raise FatalError(f"{self.url}: no address of an endpoint; write it as http://host:port/v1")
         if not (key.isascii() and key.isprintable()):
             raise FatalError(f"{self.url}: the key for it holds characters that no key has; set it anew")
+        self._key = key
         limits = httpx2.Limits(max_connections=concurrency + 4, max_keepalive_connections=concurrency + 4)
         timeout = openai.Timeout(TIMEOUT_S, connect=10)
         self._client = openai.AsyncOpenAI(
@@ -276,7 +279,7 @@ class Endpoint:
         try:
             return [model.id async for model in self._client.models.list()]
         except openai.APIError as error:
-            raise classify(error, self.url, self.model) from None
+            raise classify(error, self.url, self.model, self._key) from None
         except (AttributeError, TypeError, ValueError):
             raise FatalError(
                 f"{self.url}: not an OpenAI-compatible endpoint (its /models is not a list of models); "
@@ -293,7 +296,7 @@ class Endpoint:
         except openai.NotFoundError as error:
             raise await self._explain_missing(error) from None
         except openai.APIError as error:
-            raise classify(error, self.url, self.model) from None
+            raise classify(error, self.url, self.model, self._key) from None
         except ValueError:
             raise TransientError(f"{self.url}: a reply that is not JSON") from None
         if isinstance(completion, str) and not self.meter.calls:
@@ -352,9 +355,11 @@ def _wait(state: RetryCallState) -> float:
     return max(_backoff(state), min(getattr(error, "retry_after", 0.0), LONGEST_WAIT_S))
 
 
-def classify(error: openai.APIError, url: str, model: str) -> TransientError | BadRowError | FatalError:
-    """Which of the three kinds an error of the client is (DESIGN.md, rule 5). Reads the reply, not the status alone:
-    Gemini answers an invalid key with 400, and vLLM a context that is too long."""
+def classify(
+    error: openai.APIError, url: str, model: str, key: str | None = None
+) -> TransientError | BadRowError | FatalError:
+    """Which of the three kinds an error of the client is. Reads the reply, not the status alone: Gemini answers an
+    invalid key with 400, and vLLM a context that is too long. A reply that repeats the key is shown without it."""
     if not isinstance(error, openai.APIStatusError):
         if isinstance(error, openai.APIConnectionError):
             reason = str(error.__cause__ or error)
@@ -363,6 +368,8 @@ def classify(error: openai.APIError, url: str, model: str) -> TransientError | B
             )
         return TransientError(f"{url}: a reply that cannot be read ({error.message})")
     status, text = error.status_code, _one_line(error)
+    if key and len(key) >= SHORTEST_KEY:
+        text = text.replace(key, "***")
     lower = text.lower()
     if status in (401, 403) or (status == 400 and "api key" in lower):
         return FatalError(

@@ -1,7 +1,7 @@
 """What can go wrong, as three kinds: a fault that passes, one bad row, and a stop that a person must act on.
 
 Every message is one line that says what, where, and what to do; the command line prints it without a traceback.
-Each kind knows the exit code a process ends with (DESIGN.md, rule 5).
+Each kind knows the exit code a process ends with.
 """
 
 import functools

@@ -81,7 +81,10 @@ class Relay:
     def __call__(self, line: str) -> bool:
         if not line.startswith('{"nothing_gpt": '):
             return False
-        event = json.loads(line)["nothing_gpt"]
+        try:
+            event = json.loads(line)["nothing_gpt"]
+        except ValueError:  # the child was killed in mid-line
+            return False
         if "say" in event:
             say(event["say"])
             return True

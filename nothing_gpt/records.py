@@ -1,6 +1,6 @@
 """The rows that pass between stages, their ids, and the one reader of JSON-lines files.
 
-A row's id is the SHA-256 of its canonical JSON: it outlives file names, order and settings (DESIGN.md, rule 1).
+A row's id is the SHA-256 of its canonical JSON: it outlives file names, order and settings.
 """
 
 import hashlib

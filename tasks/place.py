@@ -3,6 +3,8 @@
 This is where the rooms of the library meet; no stage knows which place it works in.
 """
 
+import hashlib
+import re
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.records import digest, file_digest
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
+from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
 
@@ -66,8 +69,8 @@ class Place:
     def adapter(self, models: Models, artifact: Artifact) -> Service:
         """One adapter's endpoint, under a versioned name: whatever is promoted later, the name means this one."""
         folder = self.workshop.folder(artifact)
-        identity = adapter_digest(folder)
-        name = versioned_name(self.settings.sampling.model, identity)
+        weights = adapter_digest(folder)
+        name = versioned_name(self.settings.sampling.model, weights)
 
         def connect() -> str:
             server = self.server(models)
@@ -76,6 +79,7 @@ class Place:
                 admin.load(name, str(folder))
             return server.url
 
+        identity = f"{weights} on {models.base.identity}"
         return Service(connect, name, identity, self.environment.serve_api_key)
 
 
@@ -138,21 +142,43 @@ class LocalPlace(Place):
         return {name: folder / name for name in (CONFIG, "adapter_model.safetensors")}
 
     def base(self) -> Base:
-        """The user's base model: a folder is known by its configuration and its files' sizes, a hub model by name."""
+        """The user's base model. A hub model is known by its name, a folder by its configuration and, lest gigabytes be
+        read at every run, by size and first MiB of its weights.
+
+        Raises:
+            FatalError: a path that is no model's folder.
+        """
         location = self.settings.place.base_model or ""
-        if not Path(location).is_dir():
+        folder = Path(location).expanduser()
+        if not (folder / "config.json").is_file():
+            if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
+                raise FatalError(f"place.base_model: {location} is no folder with a config.json, and no hub name")
             return Base(location, location)
-        if not (Path(location) / "config.json").is_file():
-            raise FatalError(f"place.base_model: {location} holds no config.json; give a model's folder or hub name")
-        files = sorted(path for path in Path(location).iterdir() if path.is_file())
-        return Base(
-            location,
-            digest(
-                [[path.name, path.stat().st_size] for path in files] + [file_digest(Path(location) / "config.json")]
-            ),
-        )
+        weights = [
+            [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
+            for path in sorted(folder.glob("*.safetensors"))
+        ]
+        return Base(str(folder), digest([file_digest(folder / "config.json"), *weights]))
+
+
+def _first_mib(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 20)
 
 
 def open_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
-    """The place that the settings name."""
-    return EmbeddedPlace(settings) if settings.place.kind == "embedded" else LocalPlace(settings)
+    """The place that the settings name.
+
+    Raises:
+        FatalError: the data folder cannot be used, or the adapter that is current there belongs to another place, whose
+            base model it fits and whose server serves it.
+    """
+    place = EmbeddedPlace(settings) if settings.place.kind == "embedded" else LocalPlace(settings)
+    registry = read_registry(place.workshop.store)
+    current = registry.version(registry.current)
+    if current and current.place != settings.place.kind:
+        raise FatalError(
+            f"{current.name} version {current.version} in {settings.place.data} was promoted in place {current.place}; "
+            "give its settings with --settings, or use another place.data"
+        )
+    return place

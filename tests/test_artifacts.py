@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from nothing_gpt import artifacts
-from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
+from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease, live_leases
 from nothing_gpt.errors import FatalError
 from nothing_gpt.store import FolderStore, Store, open_store
 from tests.conftest import Start
@@ -249,8 +250,8 @@ def test_the_lease_of_a_killed_process_is_taken_at_once(store: Store, child: Sta
     assert time.monotonic() - started < 2
 
 
-def claim(host: str, expires: float) -> bytes:
-    return json.dumps({"host": host, "pid": 1, "started": 0.0, "expires": expires}).encode()
+def claim(host: str, expires: float, pid: int = 1, started: float = 0.0) -> bytes:
+    return json.dumps({"host": host, "pid": pid, "started": started, "expires": expires}).encode()
 
 
 def acquired(store: Store, seconds: float) -> bool:
@@ -283,6 +284,38 @@ def test_a_lease_of_another_machine_that_has_not_expired_is_respected(store: Sto
 def test_a_lease_is_taken_where_its_process_id_is_another_process_now(store: Store) -> None:
     store.write("leases/x", claim(socket.gethostname(), time.time() + 60))
     assert acquired(store, 5)
+
+
+def test_a_lease_is_respected_though_the_clock_was_set_since_its_holder_started(store: Store) -> None:
+    me = psutil.Process()
+    store.write("leases/x", claim(socket.gethostname(), time.time() + 60, me.pid, me.create_time() + 2))
+    assert not acquired(store, 0.5)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\0\0", b"{}", b"[1]", claim("elsewhere", time.time() + 60)[:-9]])
+def test_a_damaged_lease_is_free(store: Store, damaged: bytes) -> None:
+    store.write("leases/x", damaged)
+    assert live_leases(store) == []
+    assert acquired(store, 5)
+
+
+def test_the_live_leases_are_those_that_somebody_holds(store: Store) -> None:
+    store.write("leases/expired", claim("elsewhere", time.time() - 1))
+    store.write("leases/theirs", claim("elsewhere", time.time() + 60))
+    with lease(store, "leases/mine"):
+        assert live_leases(store) == ["leases/mine", "leases/theirs"]
+
+
+def test_a_lease_that_another_machine_has_taken_over_is_left_to_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "LEASE_SECONDS", 0.2)
+    theirs = claim("elsewhere", time.time() + 60)
+    with lease(store, "leases/x"):
+        store.write("leases/x", theirs)
+        time.sleep(0.2)
+        assert store.read("leases/x") == theirs
+    assert store.read("leases/x") == theirs
 
 
 def test_a_lease_is_renewed_while_it_is_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

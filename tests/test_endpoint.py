@@ -434,3 +434,9 @@ def test_a_list_of_models_that_is_none_is_fatal(fake: FakeEndpoint, service: Ser
     fake.models = models
     with pytest.raises(FatalError, match="not an OpenAI-compatible endpoint"):
         served(service)
+
+
+def test_a_key_that_the_endpoint_repeats_is_not_shown(fake: FakeEndpoint, service: Service) -> None:
+    fake.answer = lambda request: fails(401, "incorrect key sk-planted-secret given")
+    run = Run(replace(service, api_key=SecretStr("sk-planted-secret")), ["a"])
+    assert "incorrect key *** given" in str(run.error)

@@ -17,9 +17,9 @@ from nothing_gpt.intervals import win_rate
 from nothing_gpt.records import CompletionSet, Prompt, read_prompts, write_jsonl
 from nothing_gpt.sampling import Sampling
 from nothing_gpt.store import Store
-from nothing_gpt.verdicts import Judging, Ranking, Verdict, consensus
+from nothing_gpt.verdicts import RUBRIC, Judging, Ranking, Verdict, consensus
 
-STAGE = Stage("evaluation", 1)
+STAGE = Stage("evaluate", 1)
 METRICS = "metrics.json"
 COMPARISONS = "comparisons.jsonl"
 REFERENCE, CANDIDATE = 0, 1
@@ -62,6 +62,8 @@ def evaluate(
         estimate = win_rate([row["score"] for row in rows])
         write_jsonl(folder / COMPARISONS, rows)
         metrics = {
+            "held_out": len(held_out),
+            "no_answer": {name: sum(not text for text in texts.values()) for name, texts in answers.items()},
             "win_rate": {"value": estimate.value, "ci": [estimate.low, estimate.high], "n": estimate.n},
             "wins": sum(row["score"] == 1 for row in rows),
             "losses": sum(row["score"] == 0 for row in rows),
@@ -71,7 +73,9 @@ def evaluate(
 
     fingerprinted = {
         "sampling": sampling.model_dump(exclude={"model", "concurrency", "max_failed_share", "num_completions"}),
-        "judge": judge.model_dump(include={"temperature", "max_tokens", "seed"}) | {"is": judging.identity},
+        "judge": judge.model_dump(include={"temperature", "max_tokens", "seed"}),
+        "judged_by": judging.identity,
+        "rubric": RUBRIC,
         "reference": reference.identity,
         "candidate": candidate.identity,
     }
@@ -86,26 +90,41 @@ def score(votes: list[Verdict]) -> float:
     return 1.0 if ranking.best == CANDIDATE else 0.0
 
 
+def foregone(reference: str, candidate: str) -> float | None:
+    """The candidate's score where nobody need be asked: equal texts tie, and no answer at all loses."""
+    if reference == candidate:
+        return 0.5
+    if not (reference and candidate):
+        return 1.0 if candidate else 0.0
+    return None
+
+
 def _answers(
     store: Store, prompts: list[Prompt], settings: SamplingSettings, service: Service, name: str, usage: dict[str, Any]
 ) -> dict[str, str]:
+    """One answer a prompt, by its id; empty where the adapter gave none that can be used."""
     with Sampling(store, settings, service, count=1, distinct=1) as sampling:
         sampling.ask(prompts, f"evaluate: {name}")
         usage[name] = sampling.usage
         results = [sampling.result(prompt) for prompt in prompts]
-    return {item.prompt.id: item.completions[0] for item in results if isinstance(item, CompletionSet)}
+    return {
+        item.prompt.id: item.completions[0] if isinstance(item, CompletionSet) else ""
+        for item in results
+        if isinstance(item, CompletionSet) or item.degenerate
+    }
 
 
 def _compare(
     store: Store, sets: list[CompletionSet], settings: JudgeSettings, service: Service, usage: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """One row a prompt. Two equal texts are a tie that nobody need be asked about."""
+    """One row a prompt."""
     rows: list[dict[str, Any]] = []
     with Judging(store, settings, service) as judging:
-        judging.ask([item for item in sets if len(set(item.completions)) == 2], "evaluate: compare")
+        judging.ask([item for item in sets if foregone(*item.completions) is None], "evaluate: compare")
         usage["judge"] = judging.usage
         for item in sets:
-            votes = judging.votes(item) if len(set(item.completions)) == 2 else []
+            points = foregone(*item.completions)
+            votes = judging.votes(item) if points is None else []
             if isinstance(votes, str):
                 continue
             rows.append(
@@ -113,7 +132,7 @@ def _compare(
                     "prompt": item.prompt.messages,
                     "reference": item.completions[REFERENCE],
                     "candidate": item.completions[CANDIDATE],
-                    "score": score(votes) if votes else 0.5,
+                    "score": score(votes) if points is None else points,
                     "reasons": [vote.reason for vote in votes],
                 }
             )

@@ -20,7 +20,7 @@ from nothing_gpt.sampling import Sampling
 from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
 
-STAGE = Stage("completions", 1)
+STAGE = Stage("generate_pairs", 1)
 COMPLETIONS = "completions.jsonl"
 SET_ASIDE = "set_aside.jsonl"
 

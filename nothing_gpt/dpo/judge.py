@@ -22,7 +22,7 @@ from nothing_gpt.records import CompletionSet, read_sets, write_jsonl
 from nothing_gpt.store import open_store
 from nothing_gpt.verdicts import RUBRIC, Judging
 
-STAGE = Stage("verdicts", 1)
+STAGE = Stage("judge", 1)
 JUDGED = "judged.jsonl"
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     data = environment.dpo_data_path
     settings = JudgeSettings() if environment.judge_model is None else JudgeSettings(model=environment.judge_model)
     workshop = Workshop(open_store(str(data / ".nothing-gpt")), data / ".nothing-gpt" / "work")
-    completions = workshop.adopt(Stage("completions", 0), {"completions.jsonl": data / "completions.jsonl"})
+    completions = workshop.adopt(Stage("generate_pairs", 0), {"completions.jsonl": data / "completions.jsonl"})
     service = Service(lambda: environment.openai_base_url, settings.model, settings.model, environment.openai_api_key)
     judged = judge(workshop, completions, settings, service)
     shutil.copyfile(workshop.file(judged, JUDGED), data / JUDGED)

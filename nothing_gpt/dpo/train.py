@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
     from nothing_gpt.trainers import PreferenceTrainer
 
-STAGE = Stage("adapter", 1)
+STAGE = Stage("train", 1)
 METRICS = "metrics.json"
 STEPS = "steps.jsonl"
+UNFINGERPRINTED = {"save_steps", "logging_steps", "eval_steps", "per_device_eval_batch_size"}
+"""Settings that change how training is watched, and not what comes of it."""
 STEP0_LOSS_TOLERANCE = 0.02
 STEP0_MARGIN_TOLERANCE = 0.05
 
@@ -68,9 +70,8 @@ def train(
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return {"rows": metrics["train_pairs"], "steps": metrics["steps"]}
 
-    return workshop.make(
-        STAGE, settings.model_dump() | {"base": base.identity}, {"pairs": pairs, "adapter": adapter}, build
-    )
+    fingerprinted = settings.model_dump(exclude=UNFINGERPRINTED) | {"base": base.identity}
+    return workshop.make(STAGE, fingerprinted, {"pairs": pairs, "adapter": adapter}, build)
 
 
 @exits_cleanly
@@ -81,11 +82,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoints; default: beside ADAPTER_PATH")
     arguments = parser.parse_args()
     environment = Environment()
-    settings = (
-        TrainingSettings.model_validate_json(arguments.settings.read_bytes())
-        if arguments.settings
-        else TrainingSettings()
-    )
+    try:
+        settings = TrainingSettings.model_validate_json(
+            arguments.settings.read_bytes() if arguments.settings else b"{}"
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FatalError(f"{arguments.settings}: cannot be read as training settings ({reason})") from None
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path
     work = arguments.work or output.with_name(f".{output.name}.work")
 

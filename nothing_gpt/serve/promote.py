@@ -6,7 +6,7 @@ at a time. It trusts the gate: whether the candidate deserves it was decided bef
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Server:
     url: str
     name: str
     base: Path | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Candidate:
     folder: Path
     artifact: str
     fingerprint: str
+    place: str
     metrics: dict[str, Any]
     reasons: list[str]
 
@@ -85,6 +86,7 @@ def promote(
         name=server.name,
         artifact=candidate.artifact,
         fingerprint=candidate.fingerprint,
+        place=candidate.place,
         digest=digest,
         metrics=candidate.metrics,
         reasons=candidate.reasons,
@@ -96,8 +98,8 @@ def promote(
     return already or after.versions[-1]
 
 
-def roll_back(store: Store, start: Path, server: Server | None, conversation: Sequence[Message]) -> Version | None:
-    """Makes the previous version current again, on the server too where one is given; returns it (None: the starting
+def roll_back(store: Store, start: Path, server: Server, conversation: Sequence[Message]) -> Version | None:
+    """Makes the version that the current one replaced current again, on the server too; returns it (None: the starting
     adapter).
 
     Raises:
@@ -107,11 +109,17 @@ def roll_back(store: Store, start: Path, server: Server | None, conversation: Se
     after = rolled_back(registry)
     target = after.version(after.current)
     with lease(store, LEASE):
-        if server is None:
-            swap(store, registry, after)
-        else:
-            _switch(store, registry, after, _folder(store, target, start), start, server, conversation)
+        _switch(store, registry, after, _folder(store, target, start), start, server, conversation)
     return target
+
+
+def roll_back_unserved(store: Store) -> Version | None:
+    """As `roll_back`, where no server runs: only the registry changes. Raises FatalError where nothing is promoted."""
+    registry = read_registry(store)
+    after = rolled_back(registry)
+    with lease(store, LEASE):
+        swap(store, registry, after)
+    return after.version(after.current)
 
 
 def _switch(

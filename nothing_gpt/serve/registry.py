@@ -6,7 +6,7 @@ It changes by compare-and-swap only, so of two promotions at once one wins and t
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.store import Store
@@ -22,6 +22,10 @@ class Version(BaseModel):
     version: int
     name: str
     """Stable name it is served under."""
+    place: str
+    """Kind of the place it was promoted in: there it can be served and taken back."""
+    replaces: int | None
+    """The version that was current until then, None for the starting adapter."""
     artifact: str
     """Key of its artifact in the store."""
     fingerprint: str
@@ -34,40 +38,49 @@ class Version(BaseModel):
 
 
 class Registry(BaseModel):
-    """All versions, oldest first; `current` and `previous` are version numbers, None where there is none."""
+    """All versions, oldest first, and the number of the current one, None while the starting adapter serves."""
 
     model_config = ConfigDict(frozen=True)
 
     versions: list[Version] = []
     current: int | None = None
-    previous: int | None = None
 
     def version(self, number: int | None) -> Version | None:
         return next((version for version in self.versions if version.version == number), None)
 
 
 def read_registry(store: Store) -> Registry:
-    """The registry as it is now; an empty one where nothing was promoted yet."""
-    data = store.read(KEY)
-    return Registry() if data is None else Registry.model_validate_json(data)
+    """The registry as it is now; an empty one where nothing was promoted yet. Raises FatalError for a damaged one."""
+    return _parsed(store, store.read(KEY))
+
+
+def _parsed(store: Store, data: bytes | None) -> Registry:
+    try:
+        return Registry() if data is None else Registry.model_validate_json(data)
+    except ValidationError:
+        raise FatalError(
+            f"{store.uri}/{KEY}: damaged, so which adapters were promoted is unknown; put a good copy in its place, or "
+            "delete it to begin again from the starting adapter"
+        ) from None
 
 
 def promoted(registry: Registry, **fields: Any) -> Registry:
     """The registry with one more version, made current."""
     number = len(registry.versions) + 1
-    version = Version(version=number, promoted=time.time(), **fields)
-    return Registry(versions=[*registry.versions, version], current=number, previous=registry.current)
+    version = Version(version=number, replaces=registry.current, promoted=time.time(), **fields)
+    return Registry(versions=[*registry.versions, version], current=number)
 
 
 def rolled_back(registry: Registry) -> Registry:
-    """The registry with the previous version current again, or none where the first one is taken back.
+    """The registry with the version current again that the current one replaced, or none for the starting adapter.
 
     Raises:
         FatalError: nothing is current.
     """
-    if registry.current is None:
+    current = registry.version(registry.current)
+    if current is None:
         raise FatalError("adapters rollback: no adapter is promoted, so there is nothing to take back")
-    return Registry(versions=registry.versions, current=registry.previous, previous=None)
+    return Registry(versions=registry.versions, current=current.replaces)
 
 
 def swap(store: Store, before: Registry, after: Registry) -> None:
@@ -79,7 +92,7 @@ def swap(store: Store, before: Registry, after: Registry) -> None:
 def unchanged(store: Store, before: Registry) -> bytes | None:
     """The stored bytes of a registry that is still what it was. Raises FatalError where another change came first."""
     data = store.read(KEY)
-    if before != (Registry() if data is None else Registry.model_validate_json(data)):
+    if before != _parsed(store, data):
         raise _changed(store)
     return data
 

@@ -76,7 +76,7 @@ def observed(chain: Chain) -> Observed:
     """The chain, killed with everything it started while it samples and while it trains, then run to its end."""
     chain.start("run").kill_everything_when(lambda: len(chain.rows("sampling")) >= 30)
     completions = chain.rows("sampling")
-    training = chain.data / "work" / "adapter"
+    training = chain.data / "work" / "train"
     chain.start("run").kill_everything_when(lambda: any(training.glob("*/_work/checkpoint-*/trainer_state.json")))
     steps = {path.parent.name for path in training.glob("*/_work/checkpoint-*/trainer_state.json")}
     output = chain.finish("run")

@@ -38,7 +38,13 @@ class Contest:
             return (
                 fails(400, "no")
                 if winner == "refused"
-                else says("[JERRY] the same" if winner == "same" else f"[JERRY] by {request['model']}")
+                else says(
+                    ""
+                    if winner == f"mute {request['model']}"
+                    else "[JERRY] the same"
+                    if winner == "same"
+                    else f"[JERRY] by {request['model']}"
+                )
             )
         document = json.loads(request["messages"][1]["content"])
         winner = self.wins[int(document["conversation"][-1]["content"].removeprefix("scene "))]
@@ -67,6 +73,8 @@ def test_wins_count_one_ties_and_splits_a_half_and_losses_nothing(workshop: Work
     assert scores == [1, 1, 1, 0, 0.5, 0.5]
     expected = win_rate(scores)
     assert metrics(workshop, made) == {
+        "held_out": 6,
+        "no_answer": {"reference": 0, "candidate": 0},
         "win_rate": {"value": expected.value, "ci": [expected.low, expected.high], "n": 6},
         "wins": 3,
         "losses": 1,
@@ -130,3 +138,10 @@ def test_another_candidate_is_another_evaluation_and_keeps_the_references_answer
 )
 def test_a_score_is_the_candidates(votes: list[Verdict], points: float) -> None:
     assert score(votes) == points
+
+
+def test_an_adapter_that_gives_no_answer_loses_without_the_judge(workshop: Workshop, fake: FakeEndpoint) -> None:
+    made = Contest(fake, ["mute new", "mute old", "new"]).evaluate(workshop)
+    assert [row["score"] for _, row in read_jsonl(workshop.file(made, COMPARISONS))] == [0, 1, 1]
+    assert metrics(workshop, made)["no_answer"] == {"reference": 1, "candidate": 1}
+    assert metrics(workshop, made)["win_rate"]["n"] == 3

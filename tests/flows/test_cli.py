@@ -4,23 +4,26 @@ Whatever a user gets wrong is one line on stderr that begins with `error: ` and 
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.record import RunRecord
-from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
 from nothing_gpt.config import PromptsSettings, Settings
 from nothing_gpt.dpo.gate import Decision, Reason
 from nothing_gpt.dpo.prompts import prompts
 from nothing_gpt.embedded import stages
 from nothing_gpt.errors import FatalError
 from nothing_gpt.processes import free_port
-from nothing_gpt.serve.registry import Registry, promoted, read_registry, swap
-from nothing_gpt.store import open_store
+from nothing_gpt.serve.registry import KEY, Registry, promoted, read_registry, swap
+from nothing_gpt.store import FolderStore, open_store
 from tests.fake_endpoint import FakeEndpoint
+from tests.fake_vllm import save_adapter
 from tests.flows.conftest import Call, Ended
+from tests.flows.fakes import START
 
 NOWHERE = f"http://127.0.0.1:{free_port()}/v1"
 
@@ -47,6 +50,7 @@ def local(prompts_file: Path) -> list[str]:
     values = {
         "place.kind": "local",
         "place.base_model": "some/base",
+        "place.sft_adapter": save_adapter(prompts_file.parent / "start", START),
         "place.serve_url": NOWHERE,
         "place.judge_url": NOWHERE,
         "prompts.path": prompts_file,
@@ -276,7 +280,7 @@ def make(
     return work.make(Stage(stage, 1), {"files": files}, inputs or {}, build)
 
 
-def finish_a_run(work: Workshop) -> Artifact:
+def finish_a_run(work: Workshop, place: str = "embedded") -> Artifact:
     """A run that promoted its candidate: made by hand, recorded as a run is. Returns the candidate."""
     pair = {"chosen": [{"content": "a"}], "rejected": [{"content": "b"}], "prompt": [{"role": "user", "content": "c"}]}
     comparison = {"prompt": pair["prompt"], "reference": "b", "candidate": "a", "score": 1.0, "reasons": ["better"]}
@@ -298,6 +302,7 @@ def finish_a_run(work: Workshop) -> Artifact:
         name="seinfeld",
         artifact=candidate.key,
         fingerprint=candidate.fingerprint,
+        place=place,
         digest="d",
         metrics={"eval_accuracy": 0.8, "win_rate": 0.75},
         reasons=[],
@@ -371,6 +376,29 @@ def test_the_list_of_adapters_marks_the_current_one(program: Call, work: Worksho
     assert lines[1].split()[:3] == ["->", "1", "seinfeld"]
 
 
+@pytest.mark.parametrize("command", [["serve"], ["adapters", "rollback"]])
+def test_what_was_promoted_in_another_place_is_neither_served_nor_taken_back(
+    program: Call, work: Workshop, command: list[str]
+) -> None:
+    finish_a_run(work, place="local")
+    before = read_registry(work.store)
+    assert "was promoted in place local; give its settings with --settings" in program(*command).error
+    assert read_registry(work.store) == before
+
+
+def test_an_embedded_version_is_taken_back_though_its_files_are_gone(program: Call, work: Workshop) -> None:
+    candidate = finish_a_run(work)
+    shutil.rmtree(work.folder(candidate))
+    assert "seinfeld is the starting adapter again" in program("adapters", "rollback").err
+    assert read_registry(work.store).current is None
+
+
+@pytest.mark.parametrize("command", [["serve"], ["prune"], ["adapters", "list"], ["adapters", "rollback"]])
+def test_a_damaged_registry_is_named(program: Call, work: Workshop, command: list[str]) -> None:
+    work.store.write(KEY, b"{")
+    assert program(*command).error.startswith(f"{work.store.uri}/{KEY}: damaged")
+
+
 # Deleting what nothing needs.
 
 
@@ -379,7 +407,7 @@ def rubbish(work: Workshop) -> list[str]:
     """A finished run, an older version with its own input, and beside them what nothing refers to."""
     older = make(work, "pairs", {"train.jsonl": "older"})
     first = make(work, "adapter", {"metrics.json": "older"}, {"pairs": older})
-    fields: dict[str, Any] = {"name": "seinfeld", "digest": "d", "metrics": {}, "reasons": []}
+    fields: dict[str, Any] = {"name": "seinfeld", "place": "embedded", "digest": "d", "metrics": {}, "reasons": []}
     registry = promoted(Registry(), artifact=first.key, fingerprint=first.fingerprint, **fields)
     swap(work.store, Registry(), registry)
     finish_a_run(work)
@@ -410,6 +438,37 @@ def test_only_what_is_unreferenced_is_deleted(
     assert list(work.store.list()) == kept
     assert not (work.work / "adapter" / "dead").exists()
     assert "nothing to prune" in program("prune").err
+
+
+def test_nothing_is_listed_or_deleted_while_a_run_is_at_work(program: Call, work: Workshop, rubbish: list[str]) -> None:
+    before = list(work.store.list())
+    with lease(work.store, "leases/adapter-abc"):
+        ended = program("prune", "--yes")
+    assert (ended.error, ended.out) == ("a run is at work on adapter-abc; prune when it has ended", "")
+    assert list(work.store.list()) == before
+
+
+def test_nothing_is_deleted_where_a_run_began_before_the_answer(
+    program: Call, work: Workshop, rubbish: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = iter([[], ["leases/adapter-abc"]])
+    monkeypatch.setattr("flows.prune.live_leases", lambda store: next(held))
+    assert "a run is at work on adapter-abc" in program("prune", answer="y\n").err
+    assert work.store.read("journal/sampling/abc/1.jsonl") is not None
+
+
+def test_a_file_that_is_gone_since_it_was_listed_is_skipped(
+    program: Call, work: Workshop, rubbish: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = FolderStore.fetch
+
+    def vanishing(store: FolderStore, key: str) -> Path:
+        if key.startswith("journal/"):
+            store.delete(key)
+        return fetch(store, key)
+
+    monkeypatch.setattr(FolderStore, "fetch", vanishing)
+    assert "deleted 3" in program("prune", "--yes").err
 
 
 # What is missing.

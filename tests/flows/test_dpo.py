@@ -195,7 +195,7 @@ def test_a_new_judge_keeps_the_completions(place: Engines, trainer: Trainer) -> 
 def test_a_run_goes_no_further_than_it_was_asked_to(place: Engines, trainer: Trainer) -> None:
     state = flow(place, until="pairs")
     assert state.is_completed()
-    assert list(statuses(place)) == ["prompts", "sft", "generate_pairs", "judge", "pairs"]
+    assert list(statuses(place)) == ["sft", "prompts", "generate_pairs", "judge", "pairs"]
     assert trainer.runs == 0
     assert set(shown(state, 5)) == set(statuses(place))
 
@@ -273,11 +273,11 @@ def test_of_two_runs_at_once_the_second_waits_and_takes_over(
     trainer.may_end.clear()
     with ThreadPoolExecutor() as pool:
         first, second = (pool.submit(copy_context().run, flow, place) for _ in range(2))
-        eventually(lambda: list(said), lambda lines: any("adapter-" in line for line in lines))
+        eventually(lambda: list(said), lambda lines: any("train-" in line for line in lines))
         trainer.may_end.set()
         states = [first.result(60), second.result(60)]
     assert [state.is_completed() for state in states] == [True, True]
-    assert any(line.startswith("waiting for another run that is at work on adapter-") for line in said)
+    assert any(line.startswith("waiting for another run that is at work on train-") for line in said)
     assert trainer.runs == 1
     assert sorted(shown(state, 9)["train"] for state in states) == ["Cached", "Completed"]
     assert len(read_registry(place.store).versions) == 1

@@ -17,7 +17,7 @@ from nothing_gpt import artifacts
 from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
 from nothing_gpt.records import Message
-from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back, versioned_name
+from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back, roll_back_unserved, versioned_name
 from nothing_gpt.serve.registry import Registry, Version, promoted, read_registry, swap
 from nothing_gpt.store import Store
 from tests.fake_vllm import OUT, FakeVLLM, save_adapter, save_base, serving_adapters
@@ -49,7 +49,7 @@ class Stand:
         """An adapter in the store, where promoted ones are."""
         artifact = f"adapter/{level:g}"
         folder = save_adapter(Path(self.store.uri) / artifact, level, out)
-        return Candidate(folder, artifact, f"{level:g}", {"win_rate": 0.8}, ["it is better"])
+        return Candidate(folder, artifact, f"{level:g}", "local", {"win_rate": 0.8}, ["it is better"])
 
     def promote(self, candidate: Candidate) -> Version:
         return promote(self.store, candidate, self.start, self.server, CONVERSATION)
@@ -100,6 +100,7 @@ def test_the_candidate_answers_under_the_stable_name_and_the_registry_names_it(s
     assert stand.serves(candidate.folder)
     assert stand.registry.version(stand.registry.current) == version
     assert (version.version, version.name, version.artifact) == (1, NAME, candidate.artifact)
+    assert (version.place, version.replaces) == ("local", None)
     assert version.digest == adapter_digest(candidate.folder)
     assert (version.metrics, version.reasons) == (candidate.metrics, candidate.reasons)
 
@@ -162,7 +163,7 @@ def test_a_second_promotion_replaces_the_first(stand: Stand) -> None:
     stand.promote(first)
     stand.promote(second)
     assert stand.serves(second.folder)
-    assert (stand.registry.current, stand.registry.previous) == (2, 1)
+    assert (stand.registry.current, stand.registry.versions[1].replaces) == (2, 1)
 
 
 # What is refused before the server is touched.
@@ -320,6 +321,7 @@ def by_hand(stand: Stand, candidate: Candidate) -> None:
             name=NAME,
             artifact=candidate.artifact,
             fingerprint=candidate.fingerprint,
+            place=candidate.place,
             digest=adapter_digest(candidate.folder),
             metrics={},
             reasons=[],
@@ -386,13 +388,21 @@ def test_of_two_promotions_of_the_same_adapter_at_once_both_are_content(
 # Taking back.
 
 
-def test_the_previous_version_serves_again(stand: Stand) -> None:
+def test_the_version_that_was_replaced_serves_again(stand: Stand) -> None:
     first = stand.candidate(0.5)
     version = stand.promote(first)
     stand.promote(stand.candidate(0.75))
     assert stand.roll_back() == version
     assert stand.serves(first.folder)
     assert stand.registry.current == 1
+
+
+def test_taken_back_twice_the_starting_adapter_serves_again(stand: Stand) -> None:
+    stand.promote(stand.candidate(0.5))
+    stand.promote(stand.candidate(0.75))
+    stand.roll_back()
+    assert stand.roll_back() is None
+    assert stand.serves(stand.start)
 
 
 def test_from_the_first_version_the_starting_adapter_serves_again(stand: Stand) -> None:
@@ -433,7 +443,7 @@ def test_a_version_whose_files_are_gone_is_not_taken_back_to(stand: Stand) -> No
 def test_where_no_server_runs_only_the_registry_changes(stand: Stand) -> None:
     stand.promote(stand.candidate())
     stand.vllm.loads.clear()
-    assert roll_back(stand.store, stand.start, None, CONVERSATION) is None
+    assert roll_back_unserved(stand.store) is None
     assert stand.registry.current is None
     assert stand.vllm.loads == []
 
@@ -442,3 +452,7 @@ def test_without_the_base_at_hand_the_server_alone_judges_whether_the_adapter_fi
     candidate = stand.candidate()
     promote(stand.store, candidate, stand.start, replace(stand.server, base=None), CONVERSATION)
     assert stand.serves(candidate.folder)
+
+
+def test_the_servers_key_is_not_shown(stand: Stand) -> None:
+    assert "secret" not in repr(replace(stand.server, api_key="secret"))

@@ -1,4 +1,4 @@
-"""The registry of promoted adapters: which is current, which was before, and one winner of two writers."""
+"""The registry of promoted adapters: which is current, what each replaced, and one winner of two writers."""
 
 from collections.abc import Callable
 
@@ -15,6 +15,7 @@ def with_one_more(registry: Registry, digest: str = "d") -> Registry:
         name="seinfeld",
         artifact=f"adapter/{digest}",
         fingerprint=digest,
+        place="embedded",
         digest=digest,
         metrics={"win_rate": 0.7},
         reasons=["better"],
@@ -29,7 +30,7 @@ def test_an_empty_store_has_no_versions(store: Store) -> None:
 def test_versions_are_numbered_from_one_and_the_newest_is_current() -> None:
     registry = with_one_more(with_one_more(Registry(), "a"), "b")
     assert [(version.version, version.digest) for version in registry.versions] == [(1, "a"), (2, "b")]
-    assert (registry.current, registry.previous) == (2, 1)
+    assert registry.current == 2
 
 
 def test_what_is_written_is_read_again(store: Store) -> None:
@@ -38,14 +39,19 @@ def test_what_is_written_is_read_again(store: Store) -> None:
     assert read_registry(store) == registry
 
 
-def test_taking_back_makes_the_previous_version_current_and_keeps_the_history() -> None:
-    registry = rolled_back(with_one_more(with_one_more(Registry(), "a"), "b"))
-    assert (registry.current, registry.previous) == (1, None)
-    assert len(registry.versions) == 2
+def test_taking_back_walks_through_what_each_version_replaced_and_keeps_the_history() -> None:
+    registry = with_one_more(with_one_more(with_one_more(Registry(), "a"), "b"), "c")
+    walked: list[int | None] = []
+    while registry.current is not None:
+        registry = rolled_back(registry)
+        walked.append(registry.current)
+    assert walked == [2, 1, None]
+    assert len(registry.versions) == 3
 
 
-def test_taking_back_the_first_version_leaves_none_current() -> None:
-    assert rolled_back(with_one_more(Registry())).current is None
+def test_taking_back_does_not_return_to_what_was_taken_back() -> None:
+    registry = with_one_more(rolled_back(with_one_more(with_one_more(Registry(), "a"), "b")), "c")
+    assert rolled_back(registry).current == 1
 
 
 def test_with_nothing_promoted_there_is_nothing_to_take_back() -> None:
@@ -56,7 +62,17 @@ def test_with_nothing_promoted_there_is_nothing_to_take_back() -> None:
 def test_a_number_is_never_used_twice_even_after_taking_back() -> None:
     registry = with_one_more(rolled_back(with_one_more(Registry(), "a")), "b")
     assert [version.version for version in registry.versions] == [1, 2]
-    assert (registry.current, registry.previous) == (2, None)
+    assert (registry.current, registry.versions[1].replaces) == (2, None)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\xff\xfe", b'{"versions": [{}]}'])
+def test_a_damaged_registry_is_named_with_what_to_do(store: Store, damaged: bytes) -> None:
+    store.write(KEY, damaged)
+    for look in (lambda: read_registry(store), lambda: swap(store, Registry(), with_one_more(Registry()))):
+        with pytest.raises(
+            FatalError, match=r"/registry\.json: damaged, .*; put a good copy in its place, or delete it"
+        ):
+            look()
 
 
 @pytest.mark.parametrize("other", [with_one_more, lambda registry: Registry()])
