@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nothing_gpt.adapters import WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import Environment, SamplingSettings
 from nothing_gpt.endpoint import Service
@@ -69,12 +70,14 @@ def main() -> None:
     settings = SamplingSettings()
     api_key = environment.serve_api_key.get_secret_value() if environment.serve_api_key else None
     root = VLLM(environment.serve_url, api_key).models().get(settings.model)
+    # An adapter trained anew into the same folder is another one; where its files are not at hand, its path must do.
+    identity = adapter_digest(Path(root)) if root and (Path(root) / WEIGHTS).is_file() else root or settings.model
     workshop = Workshop(open_store(str(data / ".nothing-gpt")), data / ".nothing-gpt" / "work")
     prompts = workshop.adopt(Stage("prompts", 0), {"prompts.jsonl": data / "prompts.jsonl"})
     service = Service(
         lambda: environment.serve_url,
         settings.model,
-        identity=root or settings.model,
+        identity=identity,
         api_key=environment.serve_api_key,
     )
     completions = generate_pairs(workshop, prompts, settings, service)
