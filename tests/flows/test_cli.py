@@ -207,10 +207,10 @@ def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program
     assert rows["prompts"] == rows["pairs"] == ["todo", "192"]
     assert rows["generate_pairs"] == ["todo", "192", "192"]
     assert rows["judge"] == ["todo", "192", "384", "0.00"]
-    # 144 pairs, 2 epochs, 0.44 seconds each
-    assert rows["train"] == ["todo", "144", "0.04"]
+    # 144 pairs, 2 epochs, 0.88 seconds each
+    assert rows["train"] == ["todo", "144", "0.07"]
     assert rows["evaluate"] == ["todo", "72", "288", "0.00"]
-    assert rows["expected"] == ["cost:", "0.04", "USD"]
+    assert rows["expected"] == ["cost:", "0.07", "USD"]
     assert {path.name for path in data.iterdir()} == {"store"}
 
 
