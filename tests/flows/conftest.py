@@ -4,10 +4,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
 from flows.cli import main
+from nothing_gpt.artifacts import Workshop
+from nothing_gpt.store import open_store
 
 
 @dataclass
@@ -44,3 +47,20 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Ended(int(ended.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def work(data: Path) -> Workshop:
+    """The workshop of the program's data folder."""
+    return Workshop(open_store(str(data / "store")), data / "work")
+
+
+@pytest.fixture
+def program(call: Call, data: Path) -> Call:
+    """The program on the data folder."""
+    return lambda *arguments, **answer: call(*arguments, "--set", f"place.data={data}", **answer)

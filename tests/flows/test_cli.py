@@ -4,45 +4,21 @@ Whatever a user gets wrong is one line on stderr that begins with `error: ` and 
 """
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flows.record import RunRecord
-from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
-from nothing_gpt.config import PromptsSettings, Settings
-from nothing_gpt.dpo.gate import Decision, Reason
+from nothing_gpt.artifacts import Workshop
+from nothing_gpt.config import PromptsSettings
 from nothing_gpt.dpo.prompts import prompts
 from nothing_gpt.embedded import stages
-from nothing_gpt.errors import FatalError
 from nothing_gpt.processes import free_port
-from nothing_gpt.serve.registry import KEY, Registry, promoted, read_registry, swap
-from nothing_gpt.store import FolderStore, open_store
 from tests.fake_endpoint import FakeEndpoint
 from tests.fake_vllm import save_adapter
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import START
 
 NOWHERE = f"http://127.0.0.1:{free_port()}/v1"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def work(data: Path) -> Workshop:
-    """The workshop of the program's data folder."""
-    return Workshop(open_store(str(data / "store")), data / "work")
-
-
-@pytest.fixture
-def program(call: Call, data: Path) -> Call:
-    """The program on the data folder."""
-    return lambda *arguments, **answer: call(*arguments, "--set", f"place.data={data}", **answer)
 
 
 def local(prompts_file: Path) -> list[str]:
@@ -252,223 +228,6 @@ def empty_settings(folder: Path) -> Path:
     file = folder / "defaults.yaml"
     file.write_text("{}")
     return file
-
-
-# The report.
-
-TRAINING = {
-    "step0_loss": 0.6931,
-    "eval_accuracy": 0.8,
-    "eval_accuracy_ci": [0.7, 0.88],
-    "eval_margin": 0.2,
-    "eval_margin_ci": [0.1, 0.3],
-}
-WIN_RATE = {"value": 0.75, "ci": [0.62, 0.86], "n": 40}
-QUALITY = {"pairs": 100, "drops": {"tie": 3}, "agreement": 0.9, "longer_chosen": 0.5}
-
-
-def make(
-    work: Workshop, stage: str, files: dict[str, Any], inputs: dict[str, Artifact] | None = None, **counts: Any
-) -> Artifact:
-    """An artifact with these JSON files."""
-
-    def build(folder: Path) -> dict[str, Any]:
-        for name, value in files.items():
-            (folder / name).write_text(json.dumps(value) + "\n")
-        return counts
-
-    return work.make(Stage(stage, 1), {"files": files}, inputs or {}, build)
-
-
-def finish_a_run(work: Workshop, place: str = "embedded") -> Artifact:
-    """A run that promoted its candidate: made by hand, recorded as a run is. Returns the candidate."""
-    pair = {"chosen": [{"content": "a"}], "rejected": [{"content": "b"}], "prompt": [{"role": "user", "content": "c"}]}
-    comparison = {"prompt": pair["prompt"], "reference": "b", "candidate": "a", "score": 1.0, "reasons": ["better"]}
-    asked = make(work, "prompts", {"prompts.jsonl": {}}, rows=140)
-    preferences = make(work, "pairs", {"quality.json": QUALITY, "train.jsonl": pair}, {"prompts": asked}, rows=100)
-    step = {"step": 1, "loss": 0.69}
-    candidate = make(work, "adapter", {"metrics.json": TRAINING, "steps.jsonl": step}, {"pairs": preferences}, rows=75)
-    usage = {"judge": {"calls": 80, "cost_usd": 0.25}}
-    evaluation = make(
-        work,
-        "evaluation",
-        {"metrics.json": {"win_rate": WIN_RATE}, "comparisons.jsonl": comparison},
-        {"prompts": asked},
-        rows=40,
-        usage=usage,
-    )
-    registry = promoted(
-        read_registry(work.store),
-        name="seinfeld",
-        artifact=candidate.key,
-        fingerprint=candidate.fingerprint,
-        place=place,
-        digest="d",
-        metrics={"eval_accuracy": 0.8, "win_rate": 0.75},
-        reasons=[],
-    )
-    swap(work.store, read_registry(work.store), registry)
-    record = RunRecord(work, Settings())
-    record.stage("prompts", lambda: work.find(asked.stage, asked.fingerprint))
-    record.stage("pairs", lambda: preferences)
-    record.stage("train", lambda: candidate)
-    record.stage("evaluate", lambda: evaluation)
-    record.stage("gate", lambda: Decision((Reason(True, "win rate 0.75"),)))
-    record.stage("promote", lambda: registry.versions[-1])
-    record.finish()
-    return candidate
-
-
-def test_the_report_as_json_holds_the_figures_of_the_last_run(program: Call, work: Workshop) -> None:
-    candidate = finish_a_run(work)
-    ended = program("report", "--json")
-    assert (ended.code, ended.err) == (0, "")
-    report = json.loads(ended.out)
-    assert report["stages"]["prompts"].items() >= {"status": "cached", "rows": 140}.items()
-    assert report["stages"]["train"].items() >= {"status": "ran", "rows": 75}.items()
-    assert all(isinstance(stage["seconds"], float) for stage in report["stages"].values())
-    assert report["data"] == QUALITY
-    assert report["training"] == TRAINING
-    assert report["win_rate"] == WIN_RATE
-    assert report["gate"] == {"passed": True, "reasons": [{"passed": True, "text": "win rate 0.75"}]}
-    assert report["promoted"] == {"name": "seinfeld", "version": 1, "fingerprint": candidate.fingerprint}
-    assert report["cost_usd"] == 0.25
-
-
-def test_a_run_that_ended_early_has_null_for_what_it_did_not_reach(program: Call, work: Workshop) -> None:
-    record = RunRecord(work, Settings())
-    record.stage("prompts", lambda: make(work, "prompts", {"prompts.jsonl": {}}, rows=140))
-    record.finish()
-    report = json.loads(program("report", "--json").out)
-    assert [report[key] for key in ("data", "training", "win_rate", "gate", "promoted")] == [None] * 5
-    assert report["cost_usd"] == 0
-
-
-def test_the_report_for_people_shows_the_decision_and_where_the_page_is(
-    program: Call, data: Path, work: Workshop
-) -> None:
-    finish_a_run(work)
-    ended = program("report")
-    assert ended.code == 0
-    assert "Promoted: the new adapter is served as seinfeld" in ended.out
-    assert f"Report: {data / 'report.html'}" in ended.out.replace("\n", "")
-    assert "<html" in (data / "report.html").read_text()
-
-
-def test_a_long_reason_is_shown_to_its_end(program: Call, work: Workshop) -> None:
-    record = RunRecord(work, Settings())
-    reason = " ".join(f"word{n}" for n in range(40))
-    with pytest.raises(FatalError):
-        record.stage("prompts", lambda: fail(reason))
-    record.finish()
-    shown = program("report").out
-    assert reason in " ".join(shown.split())
-
-
-def fail(reason: str) -> None:
-    raise FatalError(reason)
-
-
-def test_the_list_of_adapters_marks_the_current_one(program: Call, work: Workshop) -> None:
-    finish_a_run(work)
-    lines = program("adapters", "list").out.splitlines()
-    assert len(lines) == 2
-    assert lines[1].split()[:3] == ["->", "1", "seinfeld"]
-
-
-@pytest.mark.parametrize("command", [["serve"], ["adapters", "rollback"]])
-def test_what_was_promoted_in_another_place_is_neither_served_nor_taken_back(
-    program: Call, work: Workshop, command: list[str]
-) -> None:
-    finish_a_run(work, place="local")
-    before = read_registry(work.store)
-    assert "was promoted in place local; give its settings with --settings" in program(*command).error
-    assert read_registry(work.store) == before
-
-
-def test_an_embedded_version_is_taken_back_though_its_files_are_gone(program: Call, work: Workshop) -> None:
-    candidate = finish_a_run(work)
-    shutil.rmtree(work.folder(candidate))
-    assert "seinfeld is the starting adapter again" in program("adapters", "rollback").err
-    assert read_registry(work.store).current is None
-
-
-@pytest.mark.parametrize("command", [["serve"], ["prune"], ["adapters", "list"], ["adapters", "rollback"]])
-def test_a_damaged_registry_is_named(program: Call, work: Workshop, command: list[str]) -> None:
-    work.store.write(KEY, b"{")
-    assert program(*command).error.startswith(f"{work.store.uri}/{KEY}: damaged")
-
-
-# Deleting what nothing needs.
-
-
-@pytest.fixture
-def rubbish(work: Workshop) -> list[str]:
-    """A finished run, an older version with its own input, and beside them what nothing refers to."""
-    older = make(work, "pairs", {"train.jsonl": "older"})
-    first = make(work, "adapter", {"metrics.json": "older"}, {"pairs": older})
-    fields: dict[str, Any] = {"name": "seinfeld", "place": "embedded", "digest": "d", "metrics": {}, "reasons": []}
-    registry = promoted(Registry(), artifact=first.key, fingerprint=first.fingerprint, **fields)
-    swap(work.store, Registry(), registry)
-    finish_a_run(work)
-    orphan = make(work, "pairs", {"train.jsonl": "nobody's"})
-    work.store.write("journal/sampling/abc/1.jsonl", b"{}\n")
-    (work.work / "adapter" / "dead" / "_work").mkdir(parents=True)
-    return [orphan.key, "journal/sampling/abc", "scratch adapter/dead"]
-
-
-def test_what_is_unreferenced_is_listed_and_kept_where_the_answer_is_no(
-    program: Call, work: Workshop, rubbish: list[str]
-) -> None:
-    before = list(work.store.list())
-    ended = program("prune", answer="n\n")
-    assert [line.partition(" MB  ")[2] for line in ended.out.splitlines()[: len(rubbish)]] == rubbish
-    assert list(work.store.list()) == before
-    assert (work.work / "adapter" / "dead").exists()
-
-
-@pytest.mark.parametrize(("option", "answer"), [([], "y\n"), (["--yes"], "")])
-def test_only_what_is_unreferenced_is_deleted(
-    program: Call, work: Workshop, rubbish: list[str], option: list[str], answer: str
-) -> None:
-    kept = [key for key in work.store.list() if not key.startswith((rubbish[0], rubbish[1]))]
-    ended = program("prune", *option, answer=answer)
-    assert ended.code == 0
-    assert "deleted 3" in ended.err
-    assert list(work.store.list()) == kept
-    assert not (work.work / "adapter" / "dead").exists()
-    assert "nothing to prune" in program("prune").err
-
-
-def test_nothing_is_listed_or_deleted_while_a_run_is_at_work(program: Call, work: Workshop, rubbish: list[str]) -> None:
-    before = list(work.store.list())
-    with lease(work.store, "leases/adapter-abc"):
-        ended = program("prune", "--yes")
-    assert (ended.error, ended.out) == ("a run is at work on adapter-abc; prune when it has ended", "")
-    assert list(work.store.list()) == before
-
-
-def test_nothing_is_deleted_where_a_run_began_before_the_answer(
-    program: Call, work: Workshop, rubbish: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = iter([[], ["leases/adapter-abc"]])
-    monkeypatch.setattr("flows.prune.live_leases", lambda store: next(held))
-    assert "a run is at work on adapter-abc" in program("prune", answer="y\n").err
-    assert work.store.read("journal/sampling/abc/1.jsonl") is not None
-
-
-def test_a_file_that_is_gone_since_it_was_listed_is_skipped(
-    program: Call, work: Workshop, rubbish: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetch = FolderStore.fetch
-
-    def vanishing(store: FolderStore, key: str) -> Path:
-        if key.startswith("journal/"):
-            store.delete(key)
-        return fetch(store, key)
-
-    monkeypatch.setattr(FolderStore, "fetch", vanishing)
-    assert "deleted 3" in program("prune", "--yes").err
 
 
 # What is missing.
