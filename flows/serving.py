@@ -52,8 +52,7 @@ def roll_back_current(settings: Settings) -> Version | None:
 
 
 def _current(place: Place) -> Version:
-    registry = read_registry(place.workshop.store)
-    version = registry.version(registry.current)
+    version = read_registry(place.workshop.store).current_version
     if version is None:
         raise FatalError("no adapter is promoted; run `nothing-gpt run` first")
     return version

@@ -174,8 +174,7 @@ def open_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
             base model it fits and whose server serves it.
     """
     place = EmbeddedPlace(settings) if settings.place.kind == "embedded" else LocalPlace(settings)
-    registry = read_registry(place.workshop.store)
-    current = registry.version(registry.current)
+    current = read_registry(place.workshop.store).current_version
     if current and current.place != settings.place.kind:
         raise FatalError(
             f"{current.name} version {current.version} in {settings.place.data} was promoted in place {current.place}; "

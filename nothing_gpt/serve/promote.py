@@ -53,15 +53,13 @@ class Candidate:
 
 def is_current(store: Store, folder: Path) -> Version | None:
     """The current version, if it is this very adapter."""
-    registry = read_registry(store)
-    current = registry.version(registry.current)
+    current = read_registry(store).current_version
     return current if current and current.digest == adapter_digest(folder) else None
 
 
 def current_folder(store: Store, start: Path) -> Path:
     """Folder of the adapter that the stable name stands for: the current version's, else the starting one's."""
-    registry = read_registry(store)
-    return _folder(store, registry.version(registry.current), start)
+    return _folder(store, read_registry(store).current_version, start)
 
 
 def promote(
@@ -107,7 +105,7 @@ def roll_back(store: Store, start: Path, server: Server, conversation: Sequence[
     """
     registry = read_registry(store)
     after = rolled_back(registry)
-    target = after.version(after.current)
+    target = after.current_version
     with lease(store, LEASE):
         _switch(store, registry, after, _folder(store, target, start), start, server, conversation)
     return target
@@ -119,7 +117,7 @@ def roll_back_unserved(store: Store) -> Version | None:
     after = rolled_back(registry)
     with lease(store, LEASE):
         swap(store, registry, after)
-    return after.version(after.current)
+    return after.current_version
 
 
 def _switch(

@@ -45,6 +45,11 @@ class Registry(BaseModel):
     versions: list[Version] = []
     current: int | None = None
 
+    @property
+    def current_version(self) -> Version | None:
+        """The version that the stable name stands for, None for the starting adapter."""
+        return self.version(self.current)
+
     def version(self, number: int | None) -> Version | None:
         return next((version for version in self.versions if version.version == number), None)
 
@@ -77,7 +82,7 @@ def rolled_back(registry: Registry) -> Registry:
     Raises:
         FatalError: nothing is current.
     """
-    current = registry.version(registry.current)
+    current = registry.current_version
     if current is None:
         raise FatalError("adapters rollback: no adapter is promoted, so there is nothing to take back")
     return Registry(versions=registry.versions, current=current.replaces)

@@ -1,13 +1,13 @@
-"""Promotion and taking back on a running server. Its one promise: whatever fails on the way, the former adapter serves
+"""Promotion on a running server. Its one promise: whatever fails on the way, the former adapter serves
 on under the stable name, and the registry says so.
 """
 
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,81 +15,13 @@ import pytest
 
 from nothing_gpt import artifacts
 from nothing_gpt.adapters import adapter_digest
-from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
-from nothing_gpt.records import Message
-from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back, roll_back_unserved, versioned_name
-from nothing_gpt.serve.registry import Registry, Version, promoted, read_registry, swap
-from nothing_gpt.store import Store
-from tests.fake_vllm import OUT, FakeVLLM, save_adapter, save_base, serving_adapters
+from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.serve.promote import Candidate, promote, versioned_name
+from nothing_gpt.serve.registry import promoted, swap
+from tests.fake_vllm import OUT
+from tests.serve.stand import CONVERSATION, NAME, Stand, when_switching
 
 pytest.importorskip("torch")
-
-NAME = "seinfeld"
-CONVERSATION = [Message(role="user", content="[JERRY] What is the deal with tests?")]
-
-
-@dataclass
-class Stand:
-    """A server with the starting adapter under the stable name, a store, and adapters to promote."""
-
-    vllm: FakeVLLM
-    store: Store
-    start: Path
-    base: Path
-
-    @property
-    def server(self) -> Server:
-        return Server(self.vllm.url, NAME, self.base)
-
-    @property
-    def registry(self) -> Registry:
-        return read_registry(self.store)
-
-    def candidate(self, level: float = 0.5, out: int = OUT) -> Candidate:
-        """An adapter in the store, where promoted ones are."""
-        artifact = f"adapter/{level:g}"
-        folder = save_adapter(Path(self.store.uri) / artifact, level, out)
-        return Candidate(folder, artifact, f"{level:g}", "local", {"win_rate": 0.8}, ["it is better"])
-
-    def promote(self, candidate: Candidate) -> Version:
-        return promote(self.store, candidate, self.start, self.server, CONVERSATION)
-
-    def roll_back(self) -> Version | None:
-        return roll_back(self.store, self.start, self.server, CONVERSATION)
-
-    def refused(self, candidate: Candidate) -> NothingGPTError:
-        """The error of a promotion that must change nothing: neither what is served nor the registry."""
-        before = self.registry
-        with pytest.raises(NothingGPTError) as error:
-            self.promote(candidate)
-        assert self.registry == before
-        assert "\n" not in str(error.value)
-        return error.value
-
-    def serves(self, adapter: Path) -> bool:
-        """Whether the stable name answers as this adapter does, and says that it comes from there."""
-        return self.vllm.answers_like(NAME, adapter) and self.vllm.served()[NAME] == str(adapter)
-
-
-@pytest.fixture
-def stand(store: Store, tmp_path: Path) -> Iterator[Stand]:
-    with serving_adapters() as vllm:
-        start = save_adapter(tmp_path / "start", 0.25)
-        vllm.serve(NAME, start)
-        yield Stand(vllm, store, start, save_base(tmp_path / "base"))
-
-
-def when_switching(stand: Stand, action: Callable[[], object]) -> None:
-    """Does something once, just before the server replaces the stable name's adapter."""
-    done = threading.Event()
-
-    def before(route: str, body: Mapping[str, Any]) -> None:
-        if body.get("load_inplace") and not done.is_set():
-            done.set()
-            action()
-
-    stand.vllm.before = before
-
 
 # What a promotion does.
 
@@ -98,7 +30,7 @@ def test_the_candidate_answers_under_the_stable_name_and_the_registry_names_it(s
     candidate = stand.candidate()
     version = stand.promote(candidate)
     assert stand.serves(candidate.folder)
-    assert stand.registry.version(stand.registry.current) == version
+    assert stand.registry.current_version == version
     assert (version.version, version.name, version.artifact) == (1, NAME, candidate.artifact)
     assert (version.place, version.replaces) == ("local", None)
     assert version.digest == adapter_digest(candidate.folder)
@@ -383,69 +315,6 @@ def test_of_two_promotions_of_the_same_adapter_at_once_both_are_content(
         assert started[0].result(timeout=10) == version
     assert stand.serves(candidate.folder)
     assert len(stand.registry.versions) == 1
-
-
-# Taking back.
-
-
-def test_the_version_that_was_replaced_serves_again(stand: Stand) -> None:
-    first = stand.candidate(0.5)
-    version = stand.promote(first)
-    stand.promote(stand.candidate(0.75))
-    assert stand.roll_back() == version
-    assert stand.serves(first.folder)
-    assert stand.registry.current == 1
-
-
-def test_taken_back_twice_the_starting_adapter_serves_again(stand: Stand) -> None:
-    stand.promote(stand.candidate(0.5))
-    stand.promote(stand.candidate(0.75))
-    stand.roll_back()
-    assert stand.roll_back() is None
-    assert stand.serves(stand.start)
-
-
-def test_from_the_first_version_the_starting_adapter_serves_again(stand: Stand) -> None:
-    stand.promote(stand.candidate())
-    assert stand.roll_back() is None
-    assert stand.serves(stand.start)
-    assert stand.registry.current is None
-
-
-def test_with_nothing_promoted_there_is_nothing_to_take_back(stand: Stand) -> None:
-    with pytest.raises(FatalError, match="nothing to take back"):
-        stand.roll_back()
-    assert stand.vllm.loads == []
-
-
-def test_a_taking_back_that_the_server_refuses_changes_nothing(stand: Stand) -> None:
-    candidate = stand.candidate()
-    stand.promote(candidate)
-    before = stand.registry
-    stand.vllm.refuses = lambda name, path: (500, "no room for it") if path == str(stand.start) else None
-    with pytest.raises(FatalError, match="no room for it"):
-        stand.roll_back()
-    assert stand.serves(candidate.folder)
-    assert stand.registry == before
-
-
-def test_a_version_whose_files_are_gone_is_not_taken_back_to(stand: Stand) -> None:
-    first, second = stand.candidate(0.5), stand.candidate(0.75)
-    stand.promote(first)
-    stand.promote(second)
-    shutil.rmtree(first.folder)
-    with pytest.raises(FatalError, match=r"version 1: its files \(adapter/0\.5\) are gone from the store"):
-        stand.roll_back()
-    assert stand.serves(second.folder)
-    assert stand.registry.current == 2
-
-
-def test_where_no_server_runs_only_the_registry_changes(stand: Stand) -> None:
-    stand.promote(stand.candidate())
-    stand.vllm.loads.clear()
-    assert roll_back_unserved(stand.store) is None
-    assert stand.registry.current is None
-    assert stand.vllm.loads == []
 
 
 def test_without_the_base_at_hand_the_server_alone_judges_whether_the_adapter_fits(stand: Stand) -> None:

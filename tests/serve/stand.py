@@ -1,0 +1,74 @@
+"""A running server, a store and adapters to promote: what tests of promotion and of taking back begin with."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nothing_gpt.errors import NothingGPTError
+from nothing_gpt.records import Message
+from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back
+from nothing_gpt.serve.registry import Registry, Version, read_registry
+from nothing_gpt.store import Store
+from tests.fake_vllm import OUT, FakeVLLM, save_adapter
+
+NAME = "seinfeld"
+CONVERSATION = [Message(role="user", content="[JERRY] What is the deal with tests?")]
+
+
+@dataclass
+class Stand:
+    """A server with the starting adapter under the stable name, a store, and adapters to promote."""
+
+    vllm: FakeVLLM
+    store: Store
+    start: Path
+    base: Path
+
+    @property
+    def server(self) -> Server:
+        return Server(self.vllm.url, NAME, self.base)
+
+    @property
+    def registry(self) -> Registry:
+        return read_registry(self.store)
+
+    def candidate(self, level: float = 0.5, out: int = OUT) -> Candidate:
+        """An adapter in the store, where promoted ones are."""
+        artifact = f"adapter/{level:g}"
+        folder = save_adapter(Path(self.store.uri) / artifact, level, out)
+        return Candidate(folder, artifact, f"{level:g}", "local", {"win_rate": 0.8}, ["it is better"])
+
+    def promote(self, candidate: Candidate) -> Version:
+        return promote(self.store, candidate, self.start, self.server, CONVERSATION)
+
+    def roll_back(self) -> Version | None:
+        return roll_back(self.store, self.start, self.server, CONVERSATION)
+
+    def refused(self, candidate: Candidate) -> NothingGPTError:
+        """The error of a promotion that must change nothing: neither what is served nor the registry."""
+        before = self.registry
+        with pytest.raises(NothingGPTError) as error:
+            self.promote(candidate)
+        assert self.registry == before
+        assert "\n" not in str(error.value)
+        return error.value
+
+    def serves(self, adapter: Path) -> bool:
+        """Whether the stable name answers as this adapter does, and says that it comes from there."""
+        return self.vllm.answers_like(NAME, adapter) and self.vllm.served()[NAME] == str(adapter)
+
+
+def when_switching(stand: Stand, action: Callable[[], object]) -> None:
+    """Does something once, just before the server replaces the stable name's adapter."""
+    done = threading.Event()
+
+    def before(route: str, body: Mapping[str, Any]) -> None:
+        if body.get("load_inplace") and not done.is_set():
+            done.set()
+            action()
+
+    stand.vllm.before = before
