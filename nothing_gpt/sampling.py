@@ -101,7 +101,7 @@ class Sampling:
         return CompletionSet(prompt, list(distinct), list(distinct.values()))
 
     async def _ask(self, waiting: Sequence[Prompt], total: int, label: str) -> None:
-        endpoint = Endpoint(self._service, self._settings.concurrency)
+        endpoint = Endpoint(self._service, self._settings, "sampling")
         settings = self._settings
         jobs = [(prompt, min(_run_length(self.missing(prompt)), settings.concurrency)) for prompt in waiting]
         with progress(label, total, total - len(waiting)) as advance:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from nothing_gpt.config import JudgeSettings
-from nothing_gpt.endpoint import Endpoint, Reply, Service
+from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import BadRowError, FatalError
 from nothing_gpt.journal import Journal
 from nothing_gpt.progress import progress
 from nothing_gpt.records import CompletionSet, Message, digest, share, whole_characters
+from nothing_gpt.replies import Reply
 from nothing_gpt.store import Store
 
 RUBRIC = (Path(__file__).parent / "rubric.md").read_text(encoding="utf-8")
@@ -189,9 +190,7 @@ class Judging:
 
     async def _ask(self, waiting: Sequence[tuple[CompletionSet, tuple[int, ...]]], total: int, label: str) -> None:
         settings = self._settings
-        endpoint = Endpoint(
-            self._service, settings.concurrency, settings.prices.get(self._service.model), settings.max_cost_usd
-        )
+        endpoint = Endpoint(self._service, settings, "judge")
         with progress(label, total, total - len(waiting)) as advance:
             async with endpoint:
 
