@@ -97,10 +97,11 @@ class Endpoint:
         self.model = service.model
         self.url = service.connect()
         self.meter = Meter(price)
-        self.window = Window(math.ceil(AHEAD * settings.concurrency))
+        self.window = Window(int(AHEAD * settings.concurrency))
         self._group = group
         self._most_usd = settings.max_cost_usd if settings.max_cost_usd is not None else math.inf
         self._reserved_usd = 0.0
+        self._reservations = 0
         self._settled = asyncio.Event()
         self._answered_by = answered_by
         self._strangers = 0
@@ -173,8 +174,6 @@ class Endpoint:
         patience = _Patience(self)
         with self._reserving(most_usd):
             while True:
-                if self._failure:
-                    raise self._failure
                 try:
                     return await self._ask(request if n == 1 else request | {"n": n})
                 except TransientError as error:
@@ -204,6 +203,8 @@ class Endpoint:
     async def _ask(self, request: dict[str, Any]) -> Reply:
         while (wait := self._pause_until - time.monotonic()) > 0 and not self._failure:
             await self._pause(wait)
+        if self._failure:
+            raise self._failure
         started = time.monotonic()
         try:
             # The raw response: parsing it into the client's models takes longer than all that we do with it.
@@ -227,8 +228,8 @@ class Endpoint:
     def _check_model(self, name: str) -> None:
         """Rows of one stage come from one model. A reply by another is a fault; several in succession are a change.
 
-        A first answer settles which model it is where the name asked for is part of its name or the other way round (a
-        dated version, a path); a stranger's name is settled by as many answers in succession as a change takes.
+        A first answer settles which model it is where its name holds the one asked for (a dated version, a path); any
+        other name is settled by as many answers in succession as a change takes.
 
         Raises:
             TransientError: a stranger answered. FatalError: the endpoint answers by another model than before.
@@ -236,7 +237,7 @@ class Endpoint:
         if not name or name == self._answered_by:
             self._strangers = 0
             return
-        if self._answered_by is None and (self.model in name or name in self.model):
+        if self._answered_by is None and self.model.rpartition("/")[2] in name:
             self._answered_by = name
             return
         self._strangers += 1
@@ -265,7 +266,7 @@ class Endpoint:
             FatalError: the request might exceed the spending limit.
         """
         while (self.meter.cost_usd or 0.0) + self._reserved_usd + most_usd > self._most_usd:
-            if not self._reserved_usd:
+            if not self._reservations:
                 answered = self.meter.calls + self.meter.kept
                 raise FatalError(
                     f"{self._group}.max_cost_usd: {self._most_usd} would be exceeded after {answered} calls; "
@@ -277,10 +278,13 @@ class Endpoint:
     @contextmanager
     def _reserving(self, usd: float) -> Iterator[None]:
         self._reserved_usd += usd
+        self._reservations += 1
         try:
             yield
         finally:
-            self._reserved_usd = max(0.0, self._reserved_usd - usd) if len(self._running) > 1 else 0.0
+            self._reservations -= 1
+            # Back to nothing exactly: sums of fractions do not return to zero by themselves.
+            self._reserved_usd = self._reserved_usd - usd if self._reservations else 0.0
             self._settled.set()
 
     async def _pause(self, seconds: float) -> None:
@@ -301,6 +305,8 @@ class _Patience:
     def after(self, error: TransientError) -> float:
         """Seconds to wait after a failure. Raises what `Endpoint.chat` does where it has been tried long enough."""
         endpoint, now = self._endpoint, time.monotonic()
+        if endpoint._failure:
+            raise endpoint._failure
         self._attempts += 1
         others_answered = endpoint._last_answer > self._last_failed
         last_one = endpoint._all_started and len(endpoint._running) == 1 and endpoint.meter.calls > 0
@@ -321,7 +327,7 @@ class _Patience:
         if silent > patience and never_reached:
             raise FatalError(str(error))
         if silent > patience and endpoint._all_started and not isinstance(error, UnreachableError | RateLimitError):
-            # Nothing else is left to ask, so that whether it is the row's fault cannot be told: the rows' share decides.
+            # Nothing else is left to ask that would tell whether it is the row's fault: the share of such rows decides.
             raise BadRowError(f"{error} ({self._attempts} times, no other answer)", attempts=self._attempts)
         if silent > patience:
             raise TransientError(

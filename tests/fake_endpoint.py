@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 Request = dict[str, Any]
 
@@ -165,13 +165,23 @@ def last(request: Request) -> str:
     return request["messages"][-1]["content"]
 
 
+Server = TypeVar("Server", bound=FakeEndpoint)
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server, at work."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
 @contextmanager
 def serving(port: int = 0) -> Iterator[FakeEndpoint]:
     """A running endpoint."""
-    with FakeEndpoint(port) as endpoint:
-        thread = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield endpoint
-        finally:
-            endpoint.shutdown()
+    with running(FakeEndpoint(port)) as endpoint:
+        yield endpoint
