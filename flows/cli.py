@@ -43,7 +43,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=va
 @app.command()
 def run(
     settings_file: SettingsFile = EMBEDDED,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts file; short for --set prompts.path=FILE.")] = None,
+    prompts: Annotated[list[Path] | None, typer.Option(help="Prompts file; may be given several times.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
     until: Annotated[str, typer.Option(help="Last stage to run.")] = "promote",
@@ -53,8 +53,7 @@ def run(
     settings = _load(settings_file, overrides, prompts, seed)
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
-    if settings.prompts.path:
-        read_prompts(Path(settings.prompts.path))  # so that a mistake in it shows before anything is started
+    read_prompts(*map(Path, settings.prompts.paths))  # so that a mistake in one shows before anything is started
     if dry_run:
         _show_plan(settings, until)
         return
@@ -181,8 +180,12 @@ def main() -> None:
     app()
 
 
-def _load(file: Path, overrides: list[str] | None, prompts: Path | None = None, seed: int | None = None) -> Settings:
-    given = [*(overrides or []), *([f"prompts.path={json.dumps(str(prompts))}"] if prompts else [])]
+def _load(
+    file: Path, overrides: list[str] | None, prompts: list[Path] | None = None, seed: int | None = None
+) -> Settings:
+    given = list(overrides or [])
+    if prompts:
+        given.append(f"prompts.paths={json.dumps([str(path) for path in prompts])}")
     return load_settings(file, given, seed)
 
 

@@ -1,7 +1,8 @@
 """What may be deleted: whatever neither the last run nor a promoted adapter refers to, directly or through lineage.
 
 That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
-was answered, a scratch folder the training's checkpoints. Without them the next run asks and trains again.
+was answered, a scratch folder the training's checkpoints. Without them the next run asks and trains again. Journals
+stay while an artifact that is kept lacks failed rows: the next run tries these again, and is to ask for no others.
 """
 
 import json
@@ -33,7 +34,8 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     kept = _referenced(workshop)
     made = [key.removesuffix(f"/{MANIFEST}") for key in workshop.store.list() if key.endswith(f"/{MANIFEST}")]
     folders = [key for key in made if key not in kept]
-    folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
+    if not any(manifest.failed for key in kept if (manifest := workshop.manifest(key))):
+        folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
     return [*map(_stored(workshop), folders), *_scratch(workshop.work)]
 
 

@@ -164,7 +164,8 @@ class JudgeSettings(EndpointSettings):
     )
     batch: bool = Field(
         default=False,
-        description="Use the endpoint's batch API: half the price at OpenAI and Gemini, an answer within 24 hours.",
+        description="Use the endpoint's batch API: half the price at OpenAI, an answer within 24 hours. Gemini's "
+        "OpenAI-compatible endpoint takes no files, so that it cannot be used there: that is said at once.",
     )
     hand_labels: str | None = Field(
         default=None,
@@ -184,7 +185,7 @@ class JudgeSettings(EndpointSettings):
         default=42, ge=0, description="Decides the orders shown to the judge and the train/validation split."
     )
     min_agreement: float = Field(
-        default=0.5, ge=0, le=1, description="Stated limit: agreement between a set's votes. Below it, see beyond_limits."
+        default=0.5, ge=0, le=1, description="Stated limit: share of the sets whose votes agree."
     )
     max_longer_chosen: float = Field(
         default=0.6, ge=0.5, le=1, description="Stated limit: share of pairs whose chosen side is the longer one."

@@ -17,7 +17,7 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
-from nothing_gpt.config import EndpointSettings
+from nothing_gpt.config import EndpointSettings, Price
 from nothing_gpt.errors import BadRowError, FatalError, TransientError
 from nothing_gpt.progress import say
 from nothing_gpt.records import Message
@@ -50,6 +50,24 @@ class Service:
     model: str
     identity: str
     api_key: SecretStr | None = None
+
+    def open(self) -> tuple[str, str]:
+        """The address and the key to send. Raises FatalError for an address that is none, or a key that can be none."""
+        url = self.connect()
+        key = self.api_key.get_secret_value().strip() if self.api_key else "none"
+        if not url.startswith(("http://", "https://")):
+            raise FatalError(f"{url}: no address of an endpoint; write it as http://host:port/v1")
+        if not (key.isascii() and key.isprintable()):
+            raise FatalError(f"{url}: the key for it holds characters that no key has; set it anew")
+        return url, key
+
+
+def price_of(model: str, settings: EndpointSettings, group: str) -> Price | None:
+    """The model's price, or None where it is not known. Raises FatalError where a spending limit needs it."""
+    price = settings.prices.get(model)
+    if settings.max_cost_usd is not None and price is None:
+        raise FatalError(f"{group}.max_cost_usd: no price is known for {model}; add it to {group}.prices")
+    return price
 
 
 class Window:
@@ -85,18 +103,24 @@ class Window:
 class Endpoint:
     """A connection to one service. An async context manager."""
 
-    def __init__(self, service: Service, settings: EndpointSettings, group: str, answered_by: str | None = None):
-        """`group` is the settings' name, for messages. `answered_by` is the model that answered the rows kept so far.
+    def __init__(
+        self,
+        service: Service,
+        settings: EndpointSettings,
+        group: str,
+        answered_by: str | None = None,
+        meter: Meter | None = None,
+    ):
+        """`group` is the settings' name, for messages. Of the rows kept from before, `answered_by` is the model that
+        answered them and `meter` what they cost.
 
         Raises:
             FatalError: a spending limit without a price, an address that is none, or a key that can be none.
         """
-        price = settings.prices.get(service.model)
-        if settings.max_cost_usd is not None and price is None:
-            raise FatalError(f"{group}.max_cost_usd: no price is known for {service.model}; add it to {group}.prices")
+        price = price_of(service.model, settings, group)
         self.model = service.model
-        self.url = service.connect()
-        self.meter = Meter(price)
+        self.url, self._key = service.open()
+        self.meter = meter or Meter(price)
         self.window = Window(int(AHEAD * settings.concurrency))
         self._group = group
         self._most_usd = settings.max_cost_usd if settings.max_cost_usd is not None else math.inf
@@ -111,11 +135,6 @@ class Endpoint:
         self._failed = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._all_started = False
-        self._key = service.api_key.get_secret_value().strip() if service.api_key else "none"
-        if not self.url.startswith(("http://", "https://")):
-            raise FatalError(f"{self.url}: no address of an endpoint; write it as http://host:port/v1")
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise FatalError(f"{self.url}: the key for it holds characters that no key has; set it anew")
         limits = httpx2.Limits(max_connections=self.window.most + 4, max_keepalive_connections=self.window.most + 4)
         timeout = openai.Timeout(TIMEOUT_S, connect=10)
         self._client = openai.AsyncOpenAI(

@@ -87,7 +87,7 @@ class FakeEndpoint(ThreadingHTTPServer):
         self.most_in_flight = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", port), Handler)
 
     @property
     def url(self) -> str:
@@ -111,7 +111,7 @@ class FakeEndpoint(ThreadingHTTPServer):
         return scripted or self.answer(request)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet: two cost 40 ms, the client's delayed acknowledgement
 

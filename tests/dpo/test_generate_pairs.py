@@ -12,6 +12,7 @@ from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import SamplingSettings
 from nothing_gpt.dpo.generate_pairs import COMPLETIONS, SET_ASIDE, generate_pairs
 from nothing_gpt.endpoint import Service
+from nothing_gpt.errors import FatalError
 from nothing_gpt.records import read_jsonl, write_jsonl
 from nothing_gpt.store import open_store
 from tests.conftest import Start
@@ -42,18 +43,60 @@ def test_rows_have_the_guides_form_and_the_prompts_order(workshop: Workshop, ser
 def test_prompts_without_usable_completions_are_set_aside_and_counted(
     workshop: Workshop, fake: FakeEndpoint, service: Service
 ) -> None:
-    fake.answer = lambda request: {"scene 1": fails(400, "too long"), "scene 3": says(*["same"] * request["n"])}.get(
-        last(request), says("a\n[JERRY] cu", "b\nc", finish_reason="length")
-    )
+    fake.answer = lambda request: {
+        "scene 1": fails(400, "too long"),
+        "scene 3": says(*["same"] * request.get("n", 1)),
+    }.get(last(request), says("a\n[JERRY] cu", "b\nc", "a\nd", finish_reason="length"))
     made = generate_pairs(workshop, given(workshop), SETTINGS, service)
     aside = [row for _, row in read_jsonl(workshop.file(made, SET_ASIDE))]
-    assert [(row["prompt"], row["reason"]) for row in aside] == [
-        (prompts(6)[1].messages, "400 too long"),
-        (prompts(6)[3].messages, "1 distinct completions"),
+    assert aside == [
+        {"prompt": prompts(6)[1].messages, "reason": "400 too long", "status": 400, "attempts": 1},
+        {"prompt": prompts(6)[3].messages, "reason": "1 distinct completions", "status": None, "attempts": 3},
     ]
     counts = workshop.counts(made)
     assert (counts["rows"], counts["failed"], counts["degenerate"]) == (4, 1, 1)
     assert (counts["completions"], counts["truncated"]) == (8, 8)
+
+
+def test_failed_prompts_are_tried_again_by_the_next_run_and_then_it_is_finished(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    plain = fake.answer
+    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
+    source = given(workshop)
+    first = generate_pairs(workshop, source, SETTINGS, service)
+    again = generate_pairs(workshop, source, SETTINGS, service)
+    assert (again.reused, again.digest) == (True, first.digest)
+    fake.requests.clear()
+    fake.answer = plain
+    whole = generate_pairs(workshop, source, SETTINGS, service)
+    assert [last(request) for request in fake.requests] == ["scene 1"]
+    assert (whole.reused, whole.fingerprint, whole.digest != first.digest) == (False, first.fingerprint, True)
+    rows = [row for _, row in read_jsonl(workshop.file(whole, COMPLETIONS))]
+    assert [row["prompt"] for row in rows] == [prompt.messages for prompt in prompts(6)]
+    assert (workshop.counts(whole)["failed"], workshop.counts(whole)["usage"]["kept"]) == (0, 5)
+    assert generate_pairs(workshop, source, SETTINGS, service).reused
+    assert len(fake.requests) == 1
+
+
+def test_failed_prompts_that_cannot_be_tried_again_stop_no_run(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    plain = fake.answer
+    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
+    source = given(workshop)
+    first = generate_pairs(workshop, source, SETTINGS, service)
+    fake.answer = lambda request: fails(401)
+    assert generate_pairs(workshop, source, SETTINGS, service).digest == first.digest
+
+
+def test_a_stage_without_a_single_usable_completion_is_one_line_and_no_artifact(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    fake.answer = lambda request: says("")
+    with pytest.raises(FatalError, match=r"none of 6 prompts has usable completions \(the first: 0 distinct"):
+        generate_pairs(workshop, given(workshop), SETTINGS, service)
+    assert list(workshop.store.list("generate_pairs")) == []
 
 
 def test_it_is_made_once_and_connects_to_nothing_the_second_time(workshop: Workshop, service: Service) -> None:
@@ -61,7 +104,8 @@ def test_it_is_made_once_and_connects_to_nothing_the_second_time(workshop: Works
         raise AssertionError("connected although nothing is missing")
 
     generate_pairs(workshop, given(workshop), SETTINGS, service)
-    again = SETTINGS.model_copy(update={"concurrency": 1, "model": "renamed", "max_failed_share": 0.0})
+    others = {"concurrency": 1, "model": "renamed", "max_failed_share": 0.0, "max_cost_usd": 1.0}
+    again = SETTINGS.model_copy(update=others)
     assert generate_pairs(workshop, given(workshop), again, replace(service, connect=nobody)).reused
 
 
@@ -74,9 +118,10 @@ def test_another_adapter_or_setting_makes_another_artifact(workshop: Workshop, s
             (SETTINGS, replace(service, identity="adapter-2")),
             (SETTINGS.model_copy(update={"temperature": 1.0}), service),
             (SETTINGS.model_copy(update={"num_completions": 4}), service),
+            (SETTINGS.model_copy(update={"line_filter": True}), service),
         ]
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 RUN = """
