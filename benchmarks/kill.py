@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from benchmarks.measure import StageName, artifact_folder, input_folder, pace_of
 
 LAST_S = 1.0
 """Answers of so many seconds before a kill may be asked for again."""
+FINISHING_S = 0.3
+"""What a stage takes after its last answer."""
 
 Call = tuple[list[str], float, float | None]
 
@@ -93,13 +96,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def kill_once(stage: StageName, rows: int, pace: Pace, after: float, whole: dict[str, bytes]) -> Damage:
-    """One round: killed so many seconds after its start, then run to its end."""
+    """One round: killed so many seconds after its first request, then run to its end."""
     with input_folder(stage, rows, completions=3) as folder, serving(pace) as bench:
         process = start("benchmarks.stage", stage, folder, bench.url, "--slots", pace.slots)
-        try:
+        while process.poll() is None and not bench.stats()["requests"]:
+            time.sleep(0.02)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(after)
-        except subprocess.TimeoutExpired:
-            pass
         ended_before = process.poll() is not None
         killed = time.monotonic()
         process.kill()
@@ -120,13 +123,15 @@ def kill_once(stage: StageName, rows: int, pace: Pace, after: float, whole: dict
 
 
 def measured(stage: StageName, rounds: int, rows: int, pace: Pace, rng: random.Random) -> Damage:
-    """So many kills, at moments spread evenly over a run's life."""
+    """So many kills, at moments spread evenly from the first request to a little after the last answer, when segments
+    are merged and the artifact is published."""
     with input_folder(stage, rows, completions=3) as folder, serving(pace) as bench:
         undisturbed = run_stage(stage, folder, bench.url, pace.slots)
         whole = files(artifact_folder(folder, undisturbed))
+        serve_s = bench.stats()["serve_s"]
     total = Damage()
     while total.kills < rounds:
-        after = rng.uniform(0, undisturbed.wall_s)
+        after = rng.uniform(0, serve_s + FINISHING_S)
         damage = kill_once(stage, rows, pace, after, whole)
         print(f"{stage}, killed after {after:.2f} s: {damage}", file=sys.stderr)
         total += damage

@@ -36,6 +36,8 @@ ROW_ATTEMPTS = 8
 An outage is no failure of its own, nor is being one of too many (429)."""
 STRANGERS = 8
 """Answers in succession by another model than the rows' after which the endpoint is taken to have changed it."""
+NEWCOMERS = 3
+"""The same before any row was answered, where it is only known what was asked for."""
 LONGEST_BACKOFF_S = 30.0
 
 Job = TypeVar("Job")
@@ -248,7 +250,7 @@ class Endpoint:
         """Rows of one stage come from one model. A reply by another is a fault; several in succession are a change.
 
         A first answer settles which model it is where its name holds the one asked for (a dated version, a path); any
-        other name is settled by as many answers in succession as a change takes.
+        other name is settled by `NEWCOMERS` answers in succession.
 
         Raises:
             TransientError: a stranger answered. FatalError: the endpoint answers by another model than before.
@@ -260,7 +262,7 @@ class Endpoint:
             self._answered_by = name
             return
         self._strangers += 1
-        if self._strangers < STRANGERS:
+        if self._strangers < (STRANGERS if self._answered_by else NEWCOMERS):
             raise TransientError(f"{self.url}: {self.model} was answered by {name}")
         if self._answered_by is None:
             say(f"{self.url}: {self.model} is answered by {name}")

@@ -171,8 +171,7 @@ class _Judge:
             if settings.batch and any(waiting):
                 self._ask_in_batches(wanted, failures, label, settings)
             elif any(waiting):
-                endpoint = Endpoint(self.service, settings, "judge", answered_by)
-                endpoint.meter = self.meter  # what was kept counts towards the spending limit
+                endpoint = Endpoint(self.service, settings, "judge", answered_by, self.meter)
                 with progress(label, len(waiting), len(waiting) - sum(waiting)) as advance:
                     asyncio.run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
 

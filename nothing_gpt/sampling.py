@@ -106,8 +106,7 @@ class Sampling:
                     meter.recall(Reply(row["model"], [], *row["tokens"]))
                     answered_by = row["model"] or answered_by
             if any(waiting):
-                endpoint = Endpoint(self._service, settings, "sampling", answered_by)
-                endpoint.meter = meter
+                endpoint = Endpoint(self._service, settings, "sampling", answered_by, meter)
                 with progress(label, len(prompts), len(prompts) - sum(waiting)) as advance:
 
                     def done() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from nothing_gpt.endpoint import STRANGERS, Service
+from nothing_gpt.endpoint import NEWCOMERS, STRANGERS, Service
 from nothing_gpt.errors import FatalError
 from tests.asking import Run, texts
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, last, says
@@ -80,7 +80,7 @@ def test_a_replacement_that_always_answers_is_taken_and_said(
     fake.answer = lambda request: says("x", model="gemini-3.5-flash-lite")
     run = Run(replace(service, model="gemini-2.5-flash"), texts(20), concurrency=1)
     assert (len(run.replies), run.error) == (20, None)
-    assert len(fake.requests) == 20 + STRANGERS - 1
+    assert len(fake.requests) == 20 + NEWCOMERS - 1
     assert "gemini-2.5-flash is answered by gemini-3.5-flash-lite" in capsys.readouterr().err
 
 
