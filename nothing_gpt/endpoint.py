@@ -8,6 +8,7 @@ import asyncio
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,13 +33,16 @@ FIRST_ANSWER_S = 30.0
 TIMEOUT_S = 300.0
 """Seconds after which one request is given up and sent again."""
 ROW_ATTEMPTS = 8
-"""Failures of its own after which a request is set aside: others were answered in between, or it is the last one left.
-An outage is no failure of its own, nor is being one of too many (429)."""
+"""Failures of its own after which a request is set aside: others were answered in between, or none but such are left
+and it is there. An outage is no failure of its own, nor is being one of too many (429)."""
 STRANGERS = 8
 """Answers in succession by another model than the rows' after which the endpoint is taken to have changed it."""
 NEWCOMERS = 3
 """The same before any row was answered, where it is only known what was asked for."""
-LONGEST_BACKOFF_S = 30.0
+LONGEST_BACKOFF_S = 10.0
+WAITING = 12
+"""Requests between two tries that leave their places in the window to others. More would only fill the memory: then it
+is no row's fault but an outage."""
 
 Job = TypeVar("Job")
 
@@ -73,27 +77,38 @@ def price_of(model: str, settings: EndpointSettings, group: str) -> Price | None
 
 
 class Window:
-    """How many sequences may be in flight: additive increase, multiplicative decrease, between 1 and `most`."""
+    """How many sequences may be in flight: additive increase, multiplicative decrease, between 1 and `most`.
+
+    Whoever has waited longest is let in first, but before all a request that is tried again.
+    """
 
     def __init__(self, most: int):
         self.most = most
         self.limit = float(most)
         self._used = 0
-        self._changed = asyncio.Condition()
+        self._waiting = deque[tuple[int, asyncio.Future[None]]]()
         self._shrunk = -math.inf
 
-    async def acquire(self, sequences: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._used == 0 or self._used + sequences <= self.limit)
-            self._used += sequences
+    async def acquire(self, sequences: int, again: bool = False) -> None:
+        place = asyncio.get_running_loop().create_future()
+        (self._waiting.appendleft if again else self._waiting.append)((sequences, place))
+        self._admit()
+        await place
 
-    async def release(self, sequences: int) -> None:
-        async with self._changed:
-            self._used -= sequences
-            self._changed.notify_all()
+    def release(self, sequences: int) -> None:
+        self._used -= sequences
+        self._admit()
 
-    def grow(self) -> None:
-        self.limit = min(self.most, self.limit + 1 / self.limit)
+    def _admit(self) -> None:
+        while self._waiting and (self._used == 0 or self._used + self._waiting[0][0] <= self.limit):
+            sequences, place = self._waiting.popleft()
+            if not place.done():  # or whoever waited was cancelled
+                self._used += sequences
+                place.set_result(None)
+
+    def grow(self, sequences: int) -> None:
+        """Widens it for so many sequences that came: by one when all that may be in flight have come."""
+        self.limit = min(self.most, self.limit + sequences / self.limit)
 
     def shrink(self) -> None:
         """Halves the window, at most once a second: the refusals of one burst are one signal."""
@@ -137,6 +152,8 @@ class Endpoint:
         self._failed = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._all_started = False
+        self._retrying = 0
+        self._aside = 0
         limits = httpx2.Limits(max_connections=self.window.most + 4, max_keepalive_connections=self.window.most + 4)
         timeout = openai.Timeout(TIMEOUT_S, connect=10)
         self._client = openai.AsyncOpenAI(
@@ -166,12 +183,13 @@ class Endpoint:
                 self._failure = self._failure or error
                 self._failed.set()
             finally:
-                await self.window.release(size)
+                self.window.release(size)
 
         for job in jobs:
             size = sequences(job)
             await self.window.acquire(size)
             if self._failure:
+                self.window.release(size)
                 break
             task = asyncio.create_task(one(job, size))
             self._running.add(task)
@@ -193,17 +211,17 @@ class Endpoint:
         most_usd = self.meter.most(messages, n * max_tokens)
         await self._afford(most_usd)
         patience = _Patience(self)
-        with self._reserving(most_usd):
+        with self._reserving(most_usd), patience:
             while True:
                 try:
-                    return await self._ask(request if n == 1 else request | {"n": n})
+                    return await self._ask(request if n == 1 else request | {"n": n}, n)
                 except TransientError as error:
-                    wait = patience.after(error)
+                    wait = await patience.after(error)
                     self.meter.retries += 1
                     if isinstance(error, RateLimitError):
                         self.window.shrink()
                         self._pause_until = max(self._pause_until, time.monotonic() + error.retry_after)
-                    await self._pause(wait)
+                    await self._step_aside(wait, n)
 
     async def served(self) -> list[str]:
         """Names of the models that the endpoint serves.
@@ -221,7 +239,17 @@ class Endpoint:
                 "check the address, which usually ends in /v1"
             ) from None
 
-    async def _ask(self, request: dict[str, Any]) -> Reply:
+    async def is_there(self) -> bool:
+        """Whether it answers at all, if not this or that request."""
+        try:
+            await self.served()
+        except TransientError:
+            return False
+        except FatalError:  # an answer all the same
+            return True
+        return True
+
+    async def _ask(self, request: dict[str, Any], sequences: int) -> Reply:
         while (wait := self._pause_until - time.monotonic()) > 0 and not self._failure:
             await self._pause(wait)
         if self._failure:
@@ -235,15 +263,12 @@ class Endpoint:
         except openai.APIError as error:
             raise classify(error, self.url, self.model, self._key) from None
         if "html" in response.headers.get("content-type", "") and not self.meter.calls:
-            raise FatalError(
-                f"{self.url}: not an OpenAI-compatible endpoint (it answers with a page, not with JSON); "
-                "check the address, which usually ends in /v1"
-            )
+            await self.served()  # which says so where this is no endpoint at all
         reply = read_reply(response.content, self.url)
         self._check_model(reply.model)
         self._last_answer = time.monotonic()
         self.meter.count(reply, self._last_answer - started)
-        self.window.grow()
+        self.window.grow(sequences)
         return reply
 
     def _check_model(self, name: str) -> None:
@@ -308,6 +333,16 @@ class Endpoint:
             self._reserved_usd = self._reserved_usd - usd if self._reservations else 0.0
             self._settled.set()
 
+    async def _step_aside(self, seconds: float, sequences: int) -> None:
+        """Waits before a request is tried again. A few that wait leave their places to others meanwhile."""
+        if self._aside >= WAITING:
+            return await self._pause(seconds)
+        self._aside += 1
+        self.window.release(sequences)
+        await self._pause(seconds)
+        await self.window.acquire(sequences, again=True)
+        self._aside -= 1
+
     async def _pause(self, seconds: float) -> None:
         """Waits, but no longer once the work has failed."""
         with suppress(TimeoutError):
@@ -323,17 +358,27 @@ class _Patience:
         self._attempts = 0
         self._own_failures = 0
 
-    def after(self, error: TransientError) -> float:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._endpoint._retrying -= self._attempts > 0
+
+    async def after(self, error: TransientError) -> float:
         """Seconds to wait after a failure. Raises what `Endpoint.chat` does where it has been tried long enough."""
-        endpoint, now = self._endpoint, time.monotonic()
+        endpoint = self._endpoint
+        self._attempts += 1
+        endpoint._retrying += self._attempts == 1
+        others_answered = endpoint._last_answer > self._last_failed
+        only_such_left = endpoint._all_started and endpoint._retrying == len(endpoint._running)
+        has_answered = endpoint.meter.calls + endpoint.meter.kept > 0
+        if not isinstance(error, RateLimitError) and (
+            others_answered or (only_such_left and has_answered and await endpoint.is_there())
+        ):
+            self._own_failures += 1
         if endpoint._failure:
             raise endpoint._failure
-        self._attempts += 1
-        others_answered = endpoint._last_answer > self._last_failed
-        last_one = endpoint._all_started and len(endpoint._running) == 1 and endpoint.meter.calls > 0
-        if (others_answered or last_one) and not isinstance(error, RateLimitError):
-            self._own_failures += 1
-        self._last_failed = now
+        self._last_failed = now = time.monotonic()
         never_reached = isinstance(error, UnreachableError) and not endpoint.meter.calls
         patience = FIRST_ANSWER_S if never_reached else DEADLINE_S
         silent = now - max(endpoint._last_answer, self._first_sent)
@@ -347,9 +392,6 @@ class _Patience:
             )
         if silent > patience and never_reached:
             raise FatalError(str(error))
-        if silent > patience and endpoint._all_started and not isinstance(error, UnreachableError | RateLimitError):
-            # Nothing else is left to ask that would tell whether it is the row's fault: the share of such rows decides.
-            raise BadRowError(f"{error} ({self._attempts} times, no other answer)", attempts=self._attempts)
         if silent > patience:
             raise TransientError(
                 f"{endpoint.url}: no answer for {DEADLINE_S / 60:.0f} minutes ({error}); "

@@ -141,7 +141,7 @@ def question(rubric: str, conversation: Sequence[Message], completions: Sequence
     }
     return [
         Message(role="system", content=rubric),
-        Message(role="user", content=json.dumps(document, ensure_ascii=False, indent=1)),
+        Message(role="user", content=json.dumps(document, ensure_ascii=False)),
     ]
 
 

@@ -63,7 +63,8 @@ def test_an_address_without_v1_is_fatal_and_says_so(fake: FakeEndpoint, service:
 
 
 def test_a_web_page_in_place_of_an_endpoint_is_fatal(fake: FakeEndpoint, service: Service) -> None:
-    fake.answer = lambda request: Answer(body=b"<html>hello</html>", content_type="text/html")
+    fake.models = Answer(body=b"<html>hello</html>", content_type="text/html")
+    fake.answer = lambda request: fake.models
     run = Run(service, ["a"])
     assert isinstance(run.error, FatalError)
     assert "not an OpenAI-compatible endpoint" in str(run.error)
@@ -281,20 +282,21 @@ def test_one_slow_answer_holds_up_nothing(fake: FakeEndpoint, service: Service) 
 def test_after_a_fatal_answer_nothing_new_starts_and_what_is_in_flight_is_kept(
     fake: FakeEndpoint, service: Service
 ) -> None:
+    all_there, refused = threading.Barrier(4), threading.Event()
+
     def answer(request: Request) -> Answer:
-        match last(request):
-            case "t0":
-                return fails(401, "revoked") if len(fake.requests) >= 4 else says("x")
-            case "t3":
-                return replace(fails(401, "revoked"), seconds=0.1)
-            case _:
-                return says("kept", seconds=0.4)
+        all_there.wait(60)
+        if last(request) == "t3":
+            refused.set()
+            return fails(401, "revoked")
+        refused.wait(60)
+        return says("kept", seconds=0.5)
 
     fake.answer = answer
     run = Run(service, texts(50), concurrency=4)
     assert isinstance(run.error, FatalError)
-    assert {"t1", "t2"} <= set(run.replies)
-    assert len(fake.requests) <= 6
+    assert set(run.replies) == {"t0", "t1", "t2"}
+    assert len(fake.requests) == 4
 
 
 def test_after_a_fatal_answer_no_retry_is_sent_and_none_is_waited_for(
@@ -335,7 +337,47 @@ def test_an_endpoint_that_asks_to_come_back_after_the_deadline_stops_the_stage(
     assert len(fake.requests) <= 2
 
 
-def test_last_rows_that_always_fail_are_set_aside_after_the_deadline(fake: FakeEndpoint, service: Service) -> None:
+@pytest.mark.parametrize("models", [None, fails(404)], ids=["with a list of models", "without"])
+def test_last_rows_that_always_fail_are_set_aside_where_the_endpoint_is_there(
+    fake: FakeEndpoint, service: Service, monkeypatch: pytest.MonkeyPatch, models: Answer | None
+) -> None:
+    monkeypatch.setattr(client, "DEADLINE_S", 600.0)
+    fake.models = models or fake.models
     fake.answer = lambda request: fails(500, "no") if last(request) in ("t7", "t8", "t9") else says("x")
     run = Run(service, texts(10), concurrency=8)
     assert (len(run.replies), sorted(run.aside), run.error) == (7, ["t7", "t8", "t9"], None)
+
+
+def test_an_outage_at_the_end_sets_no_row_aside(fake: FakeEndpoint, service: Service) -> None:
+    fake.models = fails(503, "restarting")
+    fake.answer = lambda request: fails(503, "restarting") if last(request) in ("t7", "t8", "t9") else says("x")
+    run = Run(service, texts(10), concurrency=8)
+    assert (len(run.replies), run.aside, isinstance(run.error, TransientError)) == (7, {}, True)
+
+
+def test_requests_that_wait_for_another_try_hold_up_no_others(
+    fake: FakeEndpoint, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DEADLINE_S", 60.0)
+    monkeypatch.setattr(client, "ROW_ATTEMPTS", 10**6)
+    others = {f"t{number}" for number in range(3, 40)}
+    answered = threading.Event()
+    left, lock = set(others), threading.Lock()
+
+    def answer(request: Request) -> Answer:
+        if last(request) not in others:
+            return says("at last") if answered.is_set() else fails(500, "busy")
+        with lock:
+            left.discard(last(request))
+        if not left:
+            answered.set()
+        return says("x")
+
+    fake.answer = answer
+    run = Run(service, texts(40), concurrency=3)
+    assert (len(run.replies), run.error) == (40, None)
+
+
+def test_a_page_as_the_first_answer_of_an_endpoint_is_a_fault_that_passes(fake: FakeEndpoint, service: Service) -> None:
+    fake.script = [Answer(body=b"<html>bad gateway</html>", content_type="text/html")]
+    assert len(Run(service, texts(3)).replies) == 3
