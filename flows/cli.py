@@ -25,6 +25,7 @@ from nothing_gpt.records import read_prompts
 from nothing_gpt.store import Store, open_store
 
 EMBEDDED = Path(__file__).parents[1] / "deployments" / "embedded.yaml"
+DEFAULT = [EMBEDDED]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,13 +37,18 @@ adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
 out = Console(highlight=False, soft_wrap=True)
 
-SettingsFile = Annotated[Path, typer.Option("--settings", help="YAML file of settings; default: the embedded place.")]
+SettingsFiles = Annotated[
+    list[Path],
+    typer.Option(
+        "--settings", help="YAML file of settings; a further one changes what it names. Default: the embedded place."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 
 
 @app.command()
 def run(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     prompts: Annotated[Path | None, typer.Option(help="Prompts file; short for --set prompts.path=FILE.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
@@ -50,7 +56,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and what it costs.")] = False,
 ) -> None:
     """Run the chain; go on where an earlier run stopped."""
-    settings = _load(settings_file, overrides, prompts, seed)
+    settings = _load(settings_files, overrides, prompts, seed)
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
     if settings.prompts.path:
@@ -72,12 +78,12 @@ def run(
 
 @app.command()
 def report(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Show the last run, and where its report page is."""
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     if as_json:
         print(json.dumps(_last_summary(settings), indent=1))
     else:
@@ -86,12 +92,12 @@ def report(
 
 @app.command()
 def serve(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve the promoted adapter on this machine until Ctrl-C."""
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     from flows.serving import serve_current
 
     stop = threading.Event()
@@ -103,11 +109,11 @@ def serve(
 
 
 @app.command()
-def doctor(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+def doctor(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """Check what is installed, reachable and missing, and what each lack prevents."""
     from flows.doctor import examine
 
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     findings = examine(settings)
     for finding in findings:
         out.print(
@@ -120,7 +126,7 @@ def doctor(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) 
 
 @app.command()
 def prune(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
@@ -130,7 +136,7 @@ def prune(
     """
     from flows.prune import delete, unreferenced
 
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     store = _store(settings)
     found = unreferenced(Workshop(store, Path(settings.place.data) / "work"))
     for item in found:
@@ -143,11 +149,11 @@ def prune(
 
 
 @adapters.command("list")
-def list_adapters(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+def list_adapters(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """List the promoted versions; the arrow marks the current one."""
     from nothing_gpt.serve.registry import read_registry
 
-    registry = read_registry(_store(_load(settings_file, overrides)))
+    registry = read_registry(_store(_load(settings_files, overrides)))
     table = Table("", "version", "name", "fingerprint", "digest", "accuracy", "win rate", box=None)
     for version in registry.versions:
         table.add_row(
@@ -163,9 +169,9 @@ def list_adapters(settings_file: SettingsFile = EMBEDDED, overrides: Overrides =
 
 
 @adapters.command()
-def rollback(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """Take the current adapter back: the one that it replaced becomes current again, on a running server too."""
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     from flows.serving import roll_back_current
 
     version = roll_back_current(settings)
@@ -181,9 +187,11 @@ def main() -> None:
     app()
 
 
-def _load(file: Path, overrides: list[str] | None, prompts: Path | None = None, seed: int | None = None) -> Settings:
+def _load(
+    files: list[Path], overrides: list[str] | None, prompts: Path | None = None, seed: int | None = None
+) -> Settings:
     given = [*(overrides or []), *([f"prompts.path={json.dumps(str(prompts))}"] if prompts else [])]
-    return load_settings(file, given, seed)
+    return load_settings(files, given, seed)
 
 
 def _store(settings: Settings) -> Store:
