@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_whole_checkpoint(
         return step(self, *arguments, **options) * (float("nan") if self.state.global_step == 5 else 1)
 
     monkeypatch.setattr(DPOTrainer, "training_step", diverge)
-    with pytest.raises(FatalError, match=r"loss of step 6 is nan; lower training.learning_rate to 0.0012"):
+    with pytest.raises(FatalError, match=r"loss of step 6 is nan; lower training.learning_rate to 0.0013"):
         recipe(fresh)
     assert newest_whole(fresh.work) == fresh.work / "checkpoint-4"
     assert not fresh.output.exists()

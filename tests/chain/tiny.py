@@ -35,7 +35,7 @@ def make(folder: Path) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+                    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
                     eos_token_id=token_id(tokenizer, "<|end|>"), pad_token_id=token_id(tokenizer, "<|pad|>"))
     )  # fmt: skip
     model.save_pretrained(folder / "base")
@@ -43,7 +43,7 @@ def make(folder: Path) -> Path:
     policy = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, weight in policy.named_parameters():
         if "lora_B" in name:  # zeros would make the adapter the base model, and a wrong reference a right one
-            torch.nn.init.normal_(weight)
+            torch.nn.init.normal_(weight, std=0.3)
     policy.peft_config["default"].base_model_name_or_path = str(folder / "base")
     save_adapter(policy, folder / "sft")
     return folder
