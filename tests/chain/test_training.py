@@ -92,9 +92,9 @@ def fresh(model: Path, tmp_path: Path) -> Training:
     return tiny.training(model, tmp_path)
 
 
-def built(training: Training, smoothing: float = 0.0) -> Any:
-    rows = [read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl")]
-    return build_trainer(training, load_tokenizer(training.base, None), *rows, smoothing)
+def built(training: Training) -> Any:
+    train, val = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
+    return build_trainer(training, load_tokenizer(training.base, None), train, val, smoothing=0.0)
 
 
 def metrics(adapter: Path) -> dict[str, Any]:
@@ -236,6 +236,11 @@ def test_an_adapter_that_does_not_change_is_not_published(fresh: Training, monke
     with pytest.raises(FatalError, match="did not change; raise"):
         recipe(fresh)
     assert not fresh.output.exists()
+
+
+def test_a_base_model_that_is_nowhere_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FatalError, match="the base model nowhere at c0ffee cannot be loaded"):
+        recipe(replace(tiny.training(model, tmp_path), base="nowhere", revision="c0ffee"))
 
 
 def test_four_bits_want_a_gpu(model: Path) -> None:
