@@ -22,10 +22,13 @@ from nothing_gpt.config import Settings, load_settings
 from nothing_gpt.errors import FatalError, exits_cleanly
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
+from nothing_gpt.report.terminal import closing_table
 from nothing_gpt.store import Store, open_store
 
 EMBEDDED = Path(__file__).parents[1] / "deployments" / "embedded.yaml"
+RECOMMENDED = EMBEDDED.parent / "presets" / "recommended.yaml"
 DEFAULT = [EMBEDDED]
+ALONE = [RECOMMENDED]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,6 +77,34 @@ def run(
         finally:
             if last_run(_store(settings)) != earlier:
                 _show_last_run(settings)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with train.jsonl and val.jsonl.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter to start from.")],
+    base: Annotated[str | None, typer.Option(help="Base model: short for --set place.base_model=BASE.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", help="New folder for a copy of the trained adapter.")] = None,
+    settings_files: Annotated[
+        list[Path], typer.Option("--settings", help="YAML file of settings; default: the recommended preset.")
+    ] = ALONE,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
+) -> None:
+    """Train alone: on any pairs, from any adapter. Go on where an earlier training stopped."""
+    given = [*(overrides or []), *([f"place.base_model={json.dumps(base)}"] if base else [])]
+    settings = load_settings(settings_files, given, seed)
+    if output and output.exists():
+        raise FatalError(f"--out {output}: exists already and may be served; name a new folder")
+    with prefect_server(settings):
+        from flows.training import training_pipeline
+
+        result = training_pipeline(data.absolute(), adapter.absolute(), settings.training, settings.place)
+    if output:
+        shutil.copytree(result["folder"], output)
+    stage = {"status": "cached" if result["reused"] else "ran", "rows": result["metrics"]["train_pairs"]}
+    out.print(closing_table({"stages": {"train": stage}, "training": result["metrics"]}), soft_wrap=False)
+    say(f"trained adapter: {output or result['folder']}")
 
 
 @app.command()
@@ -207,8 +238,6 @@ def _last_summary(settings: Settings) -> dict[str, Any]:
 
 
 def _show_last_run(settings: Settings) -> None:
-    from nothing_gpt.report.terminal import closing_table
-
     summary = _last_summary(settings)
     page = _store(settings).fetch(f"runs/{summary['run']}/report.html")
     shutil.copyfile(page, Path(settings.place.data) / "report.html")

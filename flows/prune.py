@@ -1,7 +1,8 @@
 """What may be deleted: whatever neither the last run nor a promoted adapter refers to, directly or through lineage.
 
 That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
-was answered, a scratch folder the training's checkpoints. Without them the next run asks and trains again.
+was answered, a scratch folder and `checkpoints` what training goes on from. Without them the next run asks and trains
+again.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from flows.record import last_run
 from nothing_gpt.artifacts import MANIFEST, Workshop, live_leases
+from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store
@@ -34,6 +36,7 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     made = [key.removesuffix(f"/{MANIFEST}") for key in workshop.store.list() if key.endswith(f"/{MANIFEST}")]
     folders = [key for key in made if key not in kept]
     folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
+    folders += sorted({"/".join(key.split("/")[:2]) for key in workshop.store.list(CHECKPOINTS)})
     return [*map(_stored(workshop), folders), *_scratch(workshop.work)]
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest, changed_share, save_adapter, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.checkpoints import Checkpoints, fetch_folder, keep_folder, step_of
+from nothing_gpt.checkpoints import COMPLETE, FOLDER, Checkpoints, fetch_folder, keep_folder, step_of
 from nothing_gpt.config import Environment, TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
@@ -249,7 +249,7 @@ def build_trainer(
     from nothing_gpt.trainers import PreferenceTrainer
 
     settings, cuda = training.settings, torch.cuda.is_available()
-    prepared, key = training.work / "prepared", f"checkpoints/{training.run}/prepared"
+    prepared, key = training.work / "prepared", f"{FOLDER}/{training.run}/prepared"
     if not prepared.exists():
         prepared.parent.mkdir(parents=True, exist_ok=True)
         fetch_folder(training.store, key, prepared)
@@ -283,7 +283,7 @@ def build_trainer(
         ),
     )
     train_in_float32(policy)
-    if training.store is not None and not training.store.read(f"{key}/COMPLETE"):
+    if training.store is not None and not training.store.read(f"{key}/{COMPLETE}"):
         keep_folder(training.store, key, prepared)
     return trainer
 

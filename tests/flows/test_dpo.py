@@ -18,11 +18,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.dpo import dpo_pipeline
 from flows.record import last_run
-from flows.server import prefect_server
 from nothing_gpt import artifacts
 from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.config import Settings
@@ -41,25 +39,6 @@ pytestmark = [pytest.mark.prefect, pytest.mark.timeout(120)]
 pytest.importorskip("torch")
 
 CACHED = ("prompts", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate")
-
-
-@pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Prefect server of our own for all flows of this file, those of child processes too."""
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    data = tmp_path_factory.mktemp("prefect")
-    try:
-        with prefect_server(Settings.model_validate({"place": {"data": str(data)}})):
-            names: dict[Any, str] = {
-                PREFECT_API_URL: os.environ["PREFECT_API_URL"],
-                PREFECT_HOME: os.environ["PREFECT_HOME"],
-            }
-            with temporary_settings(names):
-                yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture
