@@ -26,6 +26,7 @@ from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError, GateFailed, TransientError
 from nothing_gpt.processes import free_port
+from nothing_gpt.serve.promote import versioned_name
 from nothing_gpt.serve.registry import read_registry
 from tasks.generate_pairs import generate_pairs
 from tasks.place import Place
@@ -189,6 +190,22 @@ def test_a_promotion_leaves_earlier_completions_valid(place: Engines, trainer: T
 
 
 # Errors.
+
+
+def test_a_second_round_samples_from_the_promoted_version_and_trains_it(place: Engines, trainer: Trainer) -> None:
+    flow(place)
+    (first,) = read_registry(place.store).versions
+    flow(place, until="train", training__starting_version=1)
+    assert place.vllm.completions[-1]["model"] == versioned_name("seinfeld", first.digest)
+    manifest = json.loads(place.store.read(f"{summary(place)['stages']['train']['artifact']}/manifest.json") or b"{}")
+    assert manifest["lineage"]["adapter"] == first.artifact
+    flow(place, until="train", training__starting_version=1)
+    assert set(statuses(place).values()) == {"cached"}
+
+
+def test_a_round_from_a_version_that_was_never_promoted_is_refused(place: Engines, trainer: Trainer) -> None:
+    state = flow(place, training__starting_version=3)
+    assert "no promoted version 3 here" in str(state.message)
 
 
 def test_a_training_that_was_interrupted_is_tried_again(place: Engines, trainer: Trainer) -> None:
