@@ -13,7 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from nothing_gpt.report import plots
-from nothing_gpt.report.summary import Summary, advice, decision, facts, key_figures, stage_lines, start_loss
+from nothing_gpt.report.advice import Summary, advice, start_loss, training_checks
+from nothing_gpt.report.summary import decision, facts, key_figures, stage_lines
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MOST_EXAMPLES = 50
@@ -67,6 +68,7 @@ def render_page(
         reasons=gate.get("reasons") or [],
         figures=key_figures(summary),
         advice=advice(summary),
+        checks=training_checks(summary),
         stages=stage_lines(summary),
         plots=_plots(summary, steps),
         quality=_quality(data),
