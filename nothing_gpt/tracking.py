@@ -82,9 +82,10 @@ class Tracking:
                     disable_git=True, save_code=False, disable_code=True, console="off", silent=True, init_timeout=60
                 ),
             )
-        except (wandb.Error, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except Exception as error:  # of many kinds, some of which are no wandb.Error; none may stop a training
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             say(f"train: W&B cannot be used {mode} ({reason})")
+            wandb.teardown()  # its service holds on to the run's id, and would refuse it offline
             return None
 
 

@@ -1,6 +1,6 @@
 """Stage 4: DPO (Rafailov et al. 2023, arXiv 2305.18290) with TRL on one LoRA adapter.
 
-    SFT_ADAPTER_PATH=... ADAPTER_PATH=... DPO_DATA_PATH=... python -m nothing_gpt.dpo.train [--settings FILE]
+    SFT_ADAPTER_PATH=... ADAPTER_PATH=... DPO_DATA_PATH=... python -m nothing_gpt.dpo.train [--settings FILE]...
 
 reads `train.jsonl` and `val.jsonl` in DPO_DATA_PATH and publishes the adapter in ADAPTER_PATH, with `metrics.json`, the
 per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. The policy is the starting adapter, the
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest, changed_share, save_adapter, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.checkpoints import COMPLETE, FOLDER, Checkpoints, fetch_folder, keep_folder, step_of
-from nothing_gpt.config import Environment, TrainingSettings
+from nothing_gpt.config import Environment, TrainingSettings, load_settings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
 from nothing_gpt.losses import flip_rate, loss_at_reference
@@ -64,7 +64,7 @@ def train(
         # The trainer publishes it whole or not at all: if it is there, we were killed just after.
         if not finished.exists():
             settings_file = folder / "_settings.json"
-            settings_file.write_text(settings.model_dump_json(), encoding="utf-8")
+            settings_file.write_text(json.dumps({"training": settings.model_dump()}), encoding="utf-8")
             places = {
                 "SFT_ADAPTER_PATH": str(workshop.folder(adapter)),
                 "ADAPTER_PATH": str(finished),
@@ -107,19 +107,13 @@ class Training:
 def main() -> None:
     """The program: one training, from environment variables, a settings file and four options."""
     parser = argparse.ArgumentParser(description="DPO training of one adapter.")
-    parser.add_argument("--settings", type=Path, help="JSON of the training settings; default: the recommended ones")
+    parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for checkpoints; default: beside ADAPTER_PATH")
     parser.add_argument("--store", help="address of a store for copies of the checkpoints; default: none")
     parser.add_argument("--run", help="the run's fingerprint; default: made of data, adapter, base and settings")
     arguments = parser.parse_args()
     environment = Environment()
-    try:
-        settings = TrainingSettings.model_validate_json(
-            arguments.settings.read_bytes() if arguments.settings else b"{}"
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise FatalError(f"{arguments.settings}: cannot be read as training settings ({reason})") from None
+    settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path
     for name in ("train.jsonl", "val.jsonl"):
         read_pairs(data / name)

@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
+from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, validate_adapter
+from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.checkpoints import newest_whole
 from nothing_gpt.dpo import train as library
 from nothing_gpt.dpo.train import METRICS, STEPS, Training, build_trainer, recipe, step0_check
 from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.jobs.local import run_module
 from nothing_gpt.losses import LogRatios, loss_at_reference, preference_loss
 from nothing_gpt.policy import load_policy, load_tokenizer
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.records import read_jsonl
+from nothing_gpt.results import training_metrics
 from nothing_gpt.store import open_store
 from tests.chain import tiny
 from tests.conftest import REPOSITORY
@@ -76,7 +79,7 @@ def stopped(
     """A run as the program does it, which was sent a SIGTERM, and how it ended."""
     folder = tmp_path_factory.mktemp("stopped")
     training = tiny.training(model, folder, open_store(str(folder / "store")))
-    (folder / "settings.json").write_text(training.settings.model_dump_json())
+    (folder / "settings.json").write_text(json.dumps({"training": training.settings.model_dump()}))
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, "--settings", folder / "settings.json", "--work", training.work,
          "--run", training.run, "--store", folder / "store"],
@@ -186,6 +189,23 @@ def scale(adapter: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file({name: 2 * tensor for name, tensor in load_file(adapter / WEIGHTS).items()}, adapter / WEIGHTS)
+
+
+def test_as_a_stage_it_leaves_an_artifact_and_no_checkpoints(model: Path, workshop: Workshop) -> None:
+    """The robust loss, too, with what the judge was measured to get wrong."""
+    quality = model / "quality.json"
+    quality.write_text('{"agreement": 0.82}')
+    data, sft = model / "data", model / "sft"
+    files = {name: data / name for name in ("train.jsonl", "val.jsonl")} | {"quality.json": quality}
+    pairs = workshop.adopt(Stage("pairs", 1), files)
+    start = workshop.adopt(Stage("sft", 1), {name: sft / name for name in (CONFIG, WEIGHTS)})
+    robust = {"loss_type": "robust", "label_smoothing": "measured", "num_train_epochs": 1}
+    settings = tiny.training(model, model, **robust).settings
+    trained = library.train(workshop, pairs, start, Base(str(model / "base"), "tiny"), settings, run_module)
+    figures = training_metrics(workshop, trained)
+    assert (figures["steps"], figures["label_smoothing"]) == (tiny.STEPS // 2, pytest.approx(0.1))
+    assert validate_adapter(workshop.folder(trained)).rank == 4
+    assert list(workshop.store.list("checkpoints")) == []
 
 
 # What stops it.
