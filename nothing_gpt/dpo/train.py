@@ -12,6 +12,7 @@ trains one adapter on one device.
 import argparse
 import json
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -105,7 +106,8 @@ class Training:
 
 @exits_cleanly
 def main() -> None:
-    """The program: one training, from environment variables, a settings file and four options."""
+    """The program: one training, from environment variables, settings files and three options."""
+    signal.signal(signal.SIGTERM, _stop)
     parser = argparse.ArgumentParser(description="DPO training of one adapter.")
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for checkpoints; default: beside ADAPTER_PATH")
@@ -343,6 +345,10 @@ def tags(training: Training) -> list[str]:
 def interval(name: str, estimate: Any) -> dict[str, Any]:
     """An estimate on the validation pairs as it stands in `metrics.json`."""
     return {f"eval_{name}": estimate.value, f"eval_{name}_ci": [estimate.low, estimate.high]}
+
+
+def _stop(*_: Any) -> None:
+    raise TransientError("train: asked to stop before it began; run again")
 
 
 def _without_timing(row: dict[str, Any]) -> dict[str, Any]:

@@ -166,6 +166,20 @@ def test_a_resumed_run_ends_where_the_undisturbed_one_does(
     assert ours["steps"] == tiny.STEPS
 
 
+def test_killed_just_before_it_publishes_it_only_does_that(
+    fresh: Training, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            recipe(fresh)
+    monkeypatch.setattr(DPOTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
+    recipe(fresh)
+    assert metrics(fresh.output)["train_loss"] == pytest.approx(metrics(undisturbed)["train_loss"], abs=1e-4)
+
+
 def test_a_retry_neither_tokenises_nor_runs_the_reference_again(
     stopped: tuple[Training, "subprocess.CompletedProcess[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What training refuses to start with, and what names a run. The rest is shown in `tests/chain/test_training.py`."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             if text is not None:
                 (tmp_path / name).write_text(text)
         monkeypatch.setattr(sys, "argv", ["train"])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 1
