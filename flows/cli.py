@@ -52,7 +52,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=va
 @app.command()
 def run(
     settings_files: SettingsFiles = DEFAULT,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts file; short for --set prompts.path=FILE.")] = None,
+    prompts: Annotated[list[Path] | None, typer.Option(help="Prompts file; may be given several times.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
     until: Annotated[str, typer.Option(help="Last stage to run.")] = "promote",
@@ -62,8 +62,7 @@ def run(
     settings = _load(settings_files, overrides, prompts, seed)
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
-    if settings.prompts.path:
-        read_prompts(Path(settings.prompts.path))  # so that a mistake in it shows before anything is started
+    read_prompts(*map(Path, settings.prompts.paths))  # so that a mistake in one shows before anything is started
     if dry_run:
         _show_plan(settings, until)
         return
@@ -219,9 +218,11 @@ def main() -> None:
 
 
 def _load(
-    files: list[Path], overrides: list[str] | None, prompts: Path | None = None, seed: int | None = None
+    files: list[Path], overrides: list[str] | None, prompts: list[Path] | None = None, seed: int | None = None
 ) -> Settings:
-    given = [*(overrides or []), *([f"prompts.path={json.dumps(str(prompts))}"] if prompts else [])]
+    given = list(overrides or [])
+    if prompts:
+        given.append(f"prompts.paths={json.dumps([str(path) for path in prompts])}")
     return load_settings(files, given, seed)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nothing_gpt.config import Settings
+from nothing_gpt.config import EndpointSettings, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
@@ -88,5 +88,5 @@ def _endpoints(settings: Settings) -> Iterator[Finding]:
 
 
 async def _served(service: Service) -> list[str]:
-    async with Endpoint(service, concurrency=1) as endpoint:
+    async with Endpoint(service, EndpointSettings(concurrency=1), "judge") as endpoint:
         return await endpoint.served()

@@ -42,16 +42,16 @@ Step = Callable[..., Any]
 
 def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
     """What follows what. A decision that does not pass must end it in `step`."""
-    path = place.settings.prompts.path
+    files = [Path(path) for path in place.settings.prompts.paths]
     if isinstance(place, EmbeddedPlace):
         sample = step(scripts, place)
-        asked = step(prompts, place, Path(path) if path else place.workshop.file(sample, "prompts.jsonl"))
+        asked = step(prompts, place, files or [place.workshop.file(sample, "prompts.jsonl")])
         tiny = step(base, place, sample)
         tiny_base = Base(str(place.workshop.folder(tiny)), tiny.digest)
         models = Models(tiny_base, place.start(step(sft, place, sample, tiny)))
     else:
         models = Models(place.base(), place.start(step(adopt_adapter, place)))
-        asked = step(prompts, place, Path(path or ""))
+        asked = step(prompts, place, files)
     completions = step(generate_pairs, place, models, asked)
     judged = step(judge, place, completions)
     preferences = step(pairs, place, completions, judged)

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.dpo import chain
 from flows.record import STAGES
-from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.embedded.judge import MODEL
 from nothing_gpt.records import read_prompts
@@ -40,9 +40,12 @@ class _ToDo(Exception):
 
 
 class _LookOnly(Workshop):
-    """A workshop that finds artifacts and makes none."""
+    """A workshop that finds artifacts and makes none. One that lacks failed rows is taken as it is: whether another
+    try would bring them is not known beforehand."""
 
-    def _make(self, *_: Any, **__: Any) -> Artifact:
+    def _make(self, stage: Stage, fingerprint: str, *_: Any, **__: Any) -> Artifact:
+        if found := self.find(stage.name, fingerprint):
+            return found
         raise _ToDo
 
 
@@ -65,7 +68,8 @@ def plan(settings: Settings, until: str) -> list[Planned]:
             artifact: Artifact = state.data
             if task.name == "prompts":
                 prompts = artifact
-            found[task.name] = Planned(task.name, "cached", workshop.counts(artifact).get("rows"))
+            counts = workshop.counts(artifact)
+            found[task.name] = Planned(task.name, "cached", counts.get("rows"), calls=counts.get("failed") or None)
             return artifact
 
         try:
@@ -117,7 +121,8 @@ def _counts(settings: Settings, workshop: Workshop, prompts: Artifact | None) ->
     if prompts:
         return workshop.counts(prompts)
     group = settings.prompts
-    total = len(read_prompts(Path(group.path))[0]) if group.path else 0
+    total = len(read_prompts(*map(Path, group.paths))[0])
+    total = min(group.sample or total, total)
     held_out = round(total * group.test_share)
     return {
         "rows": min(group.limit or total, total - held_out) if total else group.limit or 0,

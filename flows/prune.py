@@ -2,7 +2,8 @@
 
 That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
 was answered, a scratch folder and `checkpoints` what training goes on from. Without them the next run asks and trains
-again.
+again. Journals stay while an artifact that is kept lacks failed rows: the next run tries these again, and is to ask for
+no others.
 """
 
 import json
@@ -35,7 +36,8 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     kept = _referenced(workshop)
     made = [key.removesuffix(f"/{MANIFEST}") for key in workshop.store.list() if key.endswith(f"/{MANIFEST}")]
     folders = [key for key in made if key not in kept]
-    folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
+    if not any(manifest.failed for key in kept if (manifest := workshop.manifest(key))):
+        folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
     folders += sorted({"/".join(key.split("/")[:2]) for key in workshop.store.list(CHECKPOINTS)})
     return [*map(_stored(workshop), folders), *_scratch(workshop.work)]
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.dpo.gate import Decision
+from nothing_gpt.dpo.pairs import EXAMPLES, PEOPLE, people
+from nothing_gpt.quality import beyond_limits
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.report.page import render_page
 from nothing_gpt.results import evaluation_metrics, quality_figures, training_metrics
@@ -59,7 +61,7 @@ class RunRecord:
                 self._rows(stage, name)
                 for stage, name in (
                     ("train", "steps.jsonl"),
-                    ("pairs", "train.jsonl"),
+                    ("pairs", EXAMPLES),
                     ("evaluate", "comparisons.jsonl"),
                 )
             ),
@@ -80,6 +82,7 @@ class RunRecord:
     def _summary(self) -> dict[str, Any]:
         workshop, results = self._workshop, self._results
         training = training_metrics(workshop, results["train"]) if "train" in results else None
+        data = quality_figures(workshop, results["pairs"]) if "pairs" in results else None
         win_rate = evaluation_metrics(workshop, results["evaluate"])["win_rate"] if "evaluate" in results else None
         decision: Decision | None = results.get("gate")
         version: Version | None = results.get("promote")
@@ -92,7 +95,9 @@ class RunRecord:
             "place": self._settings.place.kind,
             "seed": self._settings.training.seed,
             "stages": self._stages,
-            "data": quality_figures(workshop, results["pairs"]) if "pairs" in results else None,
+            "data": data,
+            "warnings": beyond_limits(data, self._settings.judge) if data else [],
+            "people": self._people() if data else None,
             "training": training,
             "win_rate": win_rate,
             "gate": {
@@ -113,6 +118,12 @@ class RunRecord:
                 else None
             ),
         }
+
+    def _people(self) -> dict[str, Any] | None:
+        """The judge's agreement with hand labels, where there are any."""
+        judged = self._results.get("judge")
+        labelled = people(self._workshop, judged, self._settings.judge) if judged else None
+        return json.loads(self._workshop.file(labelled, PEOPLE).read_bytes()) if labelled else None
 
     def _cost(self) -> dict[str, float | None]:
         """What this run spent (USD); None for what has no known price."""

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, PositiveInt, ValidationError
 
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, NothingGPTError
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest, file_digest
 from nothing_gpt.store import Store, reporting_disk
@@ -81,9 +81,15 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         return digest({name: entry.sha256 for name, entry in self.files.items()})
 
+    @property
+    def failed(self) -> int:
+        """Rows that could not be had."""
+        return self.counts.get("failed", 0)
+
 
 Build = Callable[[Path], Mapping[str, Any]]
-"""Fills an empty or, after a kill, half-filled folder with the artifact's files; returns the counts to record."""
+"""Fills an empty or, after a kill, half-filled folder with the artifact's files; returns the counts to record. A count
+named `failed` is of rows that could not be had, and that another try may bring."""
 
 
 class Workshop:
@@ -95,6 +101,9 @@ class Workshop:
 
     def make(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build) -> Artifact:
         """The stage's artifact for these settings and inputs, from the store or built now.
+
+        One that lacks failed rows is built once more: where fewer fail the new one takes its place, with another
+        digest, which those made from it follow; otherwise it stays.
 
         Files and folders whose names begin with `.` or `_` are scratch: they survive a kill, so that a build may go
         on from them, and are no part of the artifact.
@@ -111,13 +120,33 @@ class Workshop:
             }
         )[:16]
         found = self.find(stage.name, fingerprint)
-        return found or self._make(stage, fingerprint, settings, inputs, build)
+        if found and not self._failed(found):
+            return found
+        return self._make(stage, fingerprint, settings, inputs, build)
 
     def _make(
         self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build
     ) -> Artifact:
         with lease(self.store, f"leases/{stage.name}-{fingerprint}"):
-            return self.find(stage.name, fingerprint) or self._build(stage, fingerprint, settings, inputs, build)
+            found = self.find(stage.name, fingerprint)
+            failed = self._failed(found) if found else 0
+            if found and not failed:
+                return found
+            folder = self.work / stage.name / fingerprint
+            started = time.time()
+            try:
+                with reporting_disk(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    counts = build(folder)
+            except NothingGPTError as error:
+                if found is None:
+                    raise
+                say(f"{stage.name}: its {failed} failed rows cannot be tried again ({error}); going on without them")
+                return found
+            if found and counts.get("failed", 0) >= failed:
+                shutil.rmtree(folder, ignore_errors=True)
+                return found
+            return self._publish(stage, fingerprint, settings, inputs, folder, counts, started)
 
     def adopt(self, stage: Stage, files: Mapping[str, Path]) -> Artifact:
         """Files made elsewhere as an artifact, addressed by their content. Raises FatalError where one is missing."""
@@ -171,14 +200,21 @@ class Workshop:
             self.file(artifact, name)
         return self.file(artifact, MANIFEST).parent
 
-    def _build(
-        self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build
+    def _failed(self, artifact: Artifact) -> int:
+        manifest = self.manifest(artifact.key)
+        return manifest.failed if manifest else 0
+
+    def _publish(
+        self,
+        stage: Stage,
+        fingerprint: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        folder: Path,
+        counts: Mapping[str, Any],
+        started: float,
     ) -> Artifact:
-        folder = self.work / stage.name / fingerprint
-        started = time.time()
-        with reporting_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            counts = build(folder)
+        """The folder's files into the store, the manifest last."""
         found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         names = [path.as_posix() for path in found if not any(part.startswith((".", "_")) for part in path.parts)]
         key = f"{stage.name}/{fingerprint}"

@@ -1,27 +1,30 @@
 """All traffic to OpenAI-compatible endpoints: one bounded, retrying, metered client.
 
 Requests leave through a sliding window counted in sequences (a request for n completions takes n places), so that one
-slow answer holds up nothing. There is one retry layer, this one. What a status means is decided in `classify`.
+slow answer holds up nothing. There is one retry layer, this one. What an answer means is decided in `replies.py`.
 """
 
 import asyncio
-import re
-import statistics
+import math
+import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import httpx2
 import openai
 from pydantic import SecretStr
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from nothing_gpt.config import Price
+from nothing_gpt.config import EndpointSettings, Price
 from nothing_gpt.errors import BadRowError, FatalError, TransientError
-from nothing_gpt.records import Message, whole_characters
+from nothing_gpt.progress import say
+from nothing_gpt.records import Message
+from nothing_gpt.replies import Meter, RateLimitError, Reply, UnreachableError, classify, read_reply
 
+AHEAD = 1.2
+"""Sequences sent for each that the endpoint works on: what waits there fills a place the moment one is free."""
 DEADLINE_S = 600.0
 """Seconds without any answer from the endpoint after which a stage stops."""
 FIRST_ANSWER_S = 30.0
@@ -31,9 +34,11 @@ TIMEOUT_S = 300.0
 ROW_ATTEMPTS = 8
 """Failures of its own after which a request is set aside: others were answered in between, or it is the last one left.
 An outage is no failure of its own, nor is being one of too many (429)."""
-LONGEST_WAIT_S = 60.0
-SHORTEST_KEY = 6
-"""Anything shorter is a placeholder, such as the "none" that keyless servers are sent."""
+STRANGERS = 8
+"""Answers in succession by another model than the rows' after which the endpoint is taken to have changed it."""
+NEWCOMERS = 3
+"""The same before any row was answered, where it is only known what was asked for."""
+LONGEST_BACKOFF_S = 30.0
 
 Job = TypeVar("Job")
 
@@ -48,69 +53,23 @@ class Service:
     identity: str
     api_key: SecretStr | None = None
 
-
-@dataclass(frozen=True)
-class Choice:
-    """One completion of a reply."""
-
-    text: str
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An endpoint's answer to one request. Tokens count all its choices together."""
-
-    model: str
-    choices: list[Choice]
-    prompt_tokens: int
-    completion_tokens: int
+    def open(self) -> tuple[str, str]:
+        """The address and the key to send. Raises FatalError for an address that is none, or a key that can be none."""
+        url = self.connect()
+        key = self.api_key.get_secret_value().strip() if self.api_key else "none"
+        if not url.startswith(("http://", "https://")):
+            raise FatalError(f"{url}: no address of an endpoint; write it as http://host:port/v1")
+        if not (key.isascii() and key.isprintable()):
+            raise FatalError(f"{url}: the key for it holds characters that no key has; set it anew")
+        return url, key
 
 
-@dataclass
-class Meter:
-    """What a stage asked, and what it cost."""
-
-    price: Price | None = None
-    calls: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def cost_usd(self) -> float | None:
-        """What was spent, or None where the model's price is not known."""
-        return None if self.price is None else self._cost(self.prompt_tokens, self.completion_tokens)
-
-    def most(self, messages: list[Message], max_tokens: int) -> float:
-        """The most that a request can cost (USD): a token is taken as at least two bytes of text."""
-        prompt = sum(len(message["content"].encode()) for message in messages) / 2
-        return self._cost(prompt, max_tokens)
-
-    def count(self, reply: Reply, seconds: float) -> None:
-        self.calls += 1
-        self.prompt_tokens += reply.prompt_tokens
-        self.completion_tokens += reply.completion_tokens
-        self.seconds.append(seconds)
-
-    def figures(self) -> dict[str, Any]:
-        """The counts, for a manifest. Latencies in seconds."""
-        cuts = statistics.quantiles(self.seconds, n=20, method="inclusive") if len(self.seconds) > 1 else []
-        return {
-            "calls": self.calls,
-            "retries": self.retries,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "cost_usd": self.cost_usd,
-            "latency_p50_s": round(cuts[9], 3) if cuts else None,
-            "latency_p95_s": round(cuts[18], 3) if cuts else None,
-        }
-
-    def _cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        if self.price is None:
-            return 0.0
-        return (prompt_tokens * self.price.input + completion_tokens * self.price.output) / 1e6
+def price_of(model: str, settings: EndpointSettings, group: str) -> Price | None:
+    """The model's price, or None where it is not known. Raises FatalError where a spending limit needs it."""
+    price = settings.prices.get(model)
+    if settings.max_cost_usd is not None and price is None:
+        raise FatalError(f"{group}.max_cost_usd: no price is known for {model}; add it to {group}.prices")
+    return price
 
 
 class Window:
@@ -121,7 +80,7 @@ class Window:
         self.limit = float(most)
         self._used = 0
         self._changed = asyncio.Condition()
-        self._shrunk = 0.0
+        self._shrunk = -math.inf
 
     async def acquire(self, sequences: int) -> None:
         async with self._changed:
@@ -147,40 +106,45 @@ class Endpoint:
     """A connection to one service. An async context manager."""
 
     def __init__(
-        self, service: Service, concurrency: int, price: Price | None = None, max_cost_usd: float | None = None
+        self,
+        service: Service,
+        settings: EndpointSettings,
+        group: str,
+        answered_by: str | None = None,
+        meter: Meter | None = None,
     ):
-        """`concurrency` is in sequences.
+        """`group` is the settings' name, for messages. Of the rows kept from before, `answered_by` is the model that
+        answered them and `meter` what they cost.
 
         Raises:
             FatalError: a spending limit without a price, an address that is none, or a key that can be none.
         """
-        if max_cost_usd is not None and price is None:
-            raise FatalError(f"judge.max_cost_usd: no price is known for {service.model}; add it to judge.prices")
+        price = price_of(service.model, settings, group)
         self.model = service.model
-        self.url = service.connect()
-        self.meter = Meter(price)
-        self.window = Window(concurrency)
-        self._max_cost_usd = max_cost_usd
+        self.url, self._key = service.open()
+        self.meter = meter or Meter(price)
+        self.window = Window(int(AHEAD * settings.concurrency))
+        self._group = group
+        self._most_usd = settings.max_cost_usd if settings.max_cost_usd is not None else math.inf
         self._reserved_usd = 0.0
+        self._reservations = 0
+        self._settled = asyncio.Event()
+        self._answered_by = answered_by
+        self._strangers = 0
+        self._pause_until = 0.0
         self._last_answer = time.monotonic()
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._all_started = False
-        key = service.api_key.get_secret_value().strip() if service.api_key else "none"
-        if not self.url.startswith(("http://", "https://")):
-            raise FatalError(f"{self.url}: no address of an endpoint; write it as http://host:port/v1")
-        if not (key.isascii() and key.isprintable()):
-            raise FatalError(f"{self.url}: the key for it holds characters that no key has; set it anew")
-        self._key = key
-        limits = httpx2.Limits(max_connections=concurrency + 4, max_keepalive_connections=concurrency + 4)
+        limits = httpx2.Limits(max_connections=self.window.most + 4, max_keepalive_connections=self.window.most + 4)
         timeout = openai.Timeout(TIMEOUT_S, connect=10)
         self._client = openai.AsyncOpenAI(
             base_url=self.url,
-            api_key=key,
+            api_key=self._key,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout),
+            http_client=openai.DefaultAioHttpClient(limits=limits, timeout=timeout),
         )
 
     async def __aenter__(self) -> Self:
@@ -218,57 +182,28 @@ class Endpoint:
         if self._failure:
             raise self._failure
 
-    async def chat(self, messages: list[Message], max_tokens: int, **parameters: Any) -> Reply:
+    async def chat(self, messages: list[Message], max_tokens: int, n: int = 1, **parameters: Any) -> Reply:
         """One request, tried again while its errors may pass.
 
         Raises:
-            BadRowError: this request cannot be answered. FatalError: no request can.
-            TransientError: the endpoint gave no answer at all for `DEADLINE_S` seconds.
+            BadRowError: this request cannot be answered. FatalError: no request can, or it might exceed the spending
+                limit. TransientError: the endpoint gave no answer at all for `DEADLINE_S` seconds.
         """
-        most = self.meter.most(messages, max_tokens)
-        if (
-            self._max_cost_usd is not None
-            and (self.meter.cost_usd or 0) + self._reserved_usd + most > self._max_cost_usd
-        ):
-            raise FatalError(
-                f"judge.max_cost_usd: {self._max_cost_usd} would be exceeded after {self.meter.calls} calls; "
-                "the answers so far are kept; raise the limit and run again"
-            )
-        first_sent = last_failed = time.monotonic()
-        own_failures = 0
-
-        def give_up(state: RetryCallState) -> bool:
-            nonlocal last_failed, own_failures
-            last_one = self._all_started and len(self._running) == 1 and self.meter.calls > 0
-            if (self._last_answer > last_failed or last_one) and not _is_rate_limit(state):
-                own_failures += 1
-            last_failed = time.monotonic()
-            silent = last_failed - max(self._last_answer, first_sent)
-            patience = FIRST_ANSWER_S if self._is_unreached(state) else DEADLINE_S
-            return self._failure is not None or own_failures >= ROW_ATTEMPTS or silent > patience
-
-        self._reserved_usd += most
-        try:
-            retrying = AsyncRetrying(
-                stop=give_up,
-                wait=_wait,
-                retry=retry_if_exception_type(TransientError),
-                sleep=self._pause,
-                before_sleep=self._note_retry,
-                reraise=True,
-            )
-            return await retrying(self._ask, messages, max_tokens, parameters)
-        except TransientError as error:
-            if own_failures >= ROW_ATTEMPTS:
-                raise BadRowError(f"{error} ({ROW_ATTEMPTS} times)") from None
-            if isinstance(error, _Unreachable) and not self.meter.calls:
-                raise FatalError(str(error)) from None
-            raise TransientError(
-                f"{self.url}: no answer for {DEADLINE_S / 60:.0f} minutes ({error}); "
-                "what was answered is kept; run again when it is back"
-            ) from None
-        finally:
-            self._reserved_usd -= most
+        request = {"model": self.model, "messages": messages, "max_tokens": max_tokens, **parameters}
+        most_usd = self.meter.most(messages, n * max_tokens)
+        await self._afford(most_usd)
+        patience = _Patience(self)
+        with self._reserving(most_usd):
+            while True:
+                try:
+                    return await self._ask(request if n == 1 else request | {"n": n})
+                except TransientError as error:
+                    wait = patience.after(error)
+                    self.meter.retries += 1
+                    if isinstance(error, RateLimitError):
+                        self.window.shrink()
+                        self._pause_until = max(self._pause_until, time.monotonic() + error.retry_after)
+                    await self._pause(wait)
 
     async def served(self) -> list[str]:
         """Names of the models that the endpoint serves.
@@ -286,29 +221,57 @@ class Endpoint:
                 "check the address, which usually ends in /v1"
             ) from None
 
-    async def _ask(self, messages: list[Message], max_tokens: int, parameters: dict[str, Any]) -> Reply:
+    async def _ask(self, request: dict[str, Any]) -> Reply:
+        while (wait := self._pause_until - time.monotonic()) > 0 and not self._failure:
+            await self._pause(wait)
         if self._failure:
             raise self._failure
         started = time.monotonic()
-        request: Any = self._client.chat.completions.create
         try:
-            completion = await request(model=self.model, messages=messages, max_tokens=max_tokens, **parameters)
+            # The raw response: parsing it into the client's models takes longer than all that we do with it.
+            response = await self._client.post("/chat/completions", body=request, cast_to=httpx2.Response)
         except openai.NotFoundError as error:
             raise await self._explain_missing(error) from None
         except openai.APIError as error:
             raise classify(error, self.url, self.model, self._key) from None
-        except ValueError:
-            raise TransientError(f"{self.url}: a reply that is not JSON") from None
-        if isinstance(completion, str) and not self.meter.calls:
+        if "html" in response.headers.get("content-type", "") and not self.meter.calls:
             raise FatalError(
                 f"{self.url}: not an OpenAI-compatible endpoint (it answers with a page, not with JSON); "
                 "check the address, which usually ends in /v1"
             )
-        reply = _read(completion, self.url)
+        reply = read_reply(response.content, self.url)
+        self._check_model(reply.model)
         self._last_answer = time.monotonic()
         self.meter.count(reply, self._last_answer - started)
         self.window.grow()
         return reply
+
+    def _check_model(self, name: str) -> None:
+        """Rows of one stage come from one model. A reply by another is a fault; several in succession are a change.
+
+        A first answer settles which model it is where its name holds the one asked for (a dated version, a path); any
+        other name is settled by `NEWCOMERS` answers in succession.
+
+        Raises:
+            TransientError: a stranger answered. FatalError: the endpoint answers by another model than before.
+        """
+        if not name or name == self._answered_by:
+            self._strangers = 0
+            return
+        if self._answered_by is None and self.model.rpartition("/")[2] in name:
+            self._answered_by = name
+            return
+        self._strangers += 1
+        if self._strangers < (STRANGERS if self._answered_by else NEWCOMERS):
+            raise TransientError(f"{self.url}: {self.model} was answered by {name}")
+        if self._answered_by is None:
+            say(f"{self.url}: {self.model} is answered by {name}")
+            self._answered_by, self._strangers = name, 0
+            return
+        raise FatalError(
+            f"{self.url}: {self.model} was answered by {self._answered_by}, and now by {name}; what was answered is "
+            f"kept; set {self._group}.model to the model that all rows shall come from, and run again"
+        )
 
     async def _explain_missing(self, error: openai.NotFoundError) -> FatalError:
         try:
@@ -317,112 +280,84 @@ class Endpoint:
             return FatalError(f"{self.url}: not an OpenAI-compatible endpoint (404); the address usually ends in /v1")
         return FatalError(f"{self.url}: does not serve {self.model!r}; it serves: {names}")
 
-    def _is_unreached(self, state: RetryCallState) -> bool:
-        return (
-            not self.meter.calls and state.outcome is not None and isinstance(state.outcome.exception(), _Unreachable)
-        )
+    async def _afford(self, most_usd: float) -> None:
+        """Waits where what is in flight may cost less than was reserved for it.
 
-    def _note_retry(self, state: RetryCallState) -> None:
-        self.meter.retries += 1
-        if _is_rate_limit(state):
-            self.window.shrink()
+        Raises:
+            FatalError: the request might exceed the spending limit.
+        """
+        while (self.meter.cost_usd or 0.0) + self._reserved_usd + most_usd > self._most_usd:
+            if not self._reservations:
+                answered = self.meter.calls + self.meter.kept
+                raise FatalError(
+                    f"{self._group}.max_cost_usd: {self._most_usd} would be exceeded after {answered} calls; "
+                    "the answers so far are kept; raise the limit and run again"
+                )
+            self._settled.clear()
+            await self._settled.wait()
+
+    @contextmanager
+    def _reserving(self, usd: float) -> Iterator[None]:
+        self._reserved_usd += usd
+        self._reservations += 1
+        try:
+            yield
+        finally:
+            self._reservations -= 1
+            # Back to nothing exactly: sums of fractions do not return to zero by themselves.
+            self._reserved_usd = self._reserved_usd - usd if self._reservations else 0.0
+            self._settled.set()
 
     async def _pause(self, seconds: float) -> None:
-        """Waits before a retry, but no longer once the work has failed."""
+        """Waits, but no longer once the work has failed."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._failed.wait(), seconds)
 
 
-class _Unreachable(TransientError):
-    """Nothing listens at the address, or the connection broke."""
+class _Patience:
+    """How long one request is tried again."""
 
+    def __init__(self, endpoint: Endpoint):
+        self._endpoint = endpoint
+        self._first_sent = self._last_failed = time.monotonic()
+        self._attempts = 0
+        self._own_failures = 0
 
-class _RateLimited(TransientError):
-    """429. `retry_after` is in seconds, 0 where the endpoint did not say."""
-
-    retry_after = 0.0
-
-
-def _is_rate_limit(state: RetryCallState) -> bool:
-    return state.outcome is not None and isinstance(state.outcome.exception(), _RateLimited)
-
-
-_backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S / 2)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    return max(_backoff(state), min(getattr(error, "retry_after", 0.0), LONGEST_WAIT_S))
-
-
-def classify(
-    error: openai.APIError, url: str, model: str, key: str | None = None
-) -> TransientError | BadRowError | FatalError:
-    """Which of the three kinds an error of the client is. Reads the reply, not the status alone: Gemini answers an
-    invalid key with 400, and vLLM a context that is too long. A reply that repeats the key is shown without it."""
-    if not isinstance(error, openai.APIStatusError):
-        if isinstance(error, openai.APIConnectionError):
-            reason = str(error.__cause__ or error)
-            return _Unreachable(
-                f"{url}: cannot be reached ({reason or type(error).__name__}); check the address and that it runs"
+    def after(self, error: TransientError) -> float:
+        """Seconds to wait after a failure. Raises what `Endpoint.chat` does where it has been tried long enough."""
+        endpoint, now = self._endpoint, time.monotonic()
+        if endpoint._failure:
+            raise endpoint._failure
+        self._attempts += 1
+        others_answered = endpoint._last_answer > self._last_failed
+        last_one = endpoint._all_started and len(endpoint._running) == 1 and endpoint.meter.calls > 0
+        if (others_answered or last_one) and not isinstance(error, RateLimitError):
+            self._own_failures += 1
+        self._last_failed = now
+        never_reached = isinstance(error, UnreachableError) and not endpoint.meter.calls
+        patience = FIRST_ANSWER_S if never_reached else DEADLINE_S
+        silent = now - max(endpoint._last_answer, self._first_sent)
+        retry_after = error.retry_after if isinstance(error, RateLimitError) else 0.0
+        if self._own_failures >= ROW_ATTEMPTS:
+            raise BadRowError(f"{error} ({self._attempts} times)", attempts=self._attempts)
+        if retry_after > DEADLINE_S:
+            raise FatalError(
+                f"{error}; it asks to come back in {retry_after / 60:.0f} minutes; what was answered is kept; run "
+                "again then"
             )
-        return TransientError(f"{url}: a reply that cannot be read ({error.message})")
-    status, text = error.status_code, _one_line(error)
-    if key and len(key) >= SHORTEST_KEY:
-        text = text.replace(key, "***")
-    lower = text.lower()
-    if status in (401, 403) or (status == 400 and "api key" in lower):
-        return FatalError(
-            f"{url}: the key is refused ({status} {text}); set OPENAI_API_KEY for a judge or SERVE_API_KEY for vLLM"
-        )
-    if status == 402 or (status == 429 and re.search("insufficient_quota|per day|perday", lower)):
-        return FatalError(f"{url}: the quota is used up ({text}); what was answered is kept; run again when it is back")
-    if status == 429:
-        limited = _RateLimited(f"{url}: too many requests (429 {text})")
-        limited.retry_after = _retry_after(error.response)
-        return limited
-    if status in (408, 409) or status >= 500:
-        return TransientError(f"{url}: {status} {text}")
-    if status == 404:
-        return FatalError(f"{url}: does not serve {model!r} (404 {text})")
-    return BadRowError(f"{status} {text}")
+        if silent > patience and never_reached:
+            raise FatalError(str(error))
+        if silent > patience and endpoint._all_started and not isinstance(error, UnreachableError | RateLimitError):
+            # Nothing else is left to ask that would tell whether it is the row's fault: the share of such rows decides.
+            raise BadRowError(f"{error} ({self._attempts} times, no other answer)", attempts=self._attempts)
+        if silent > patience:
+            raise TransientError(
+                f"{endpoint.url}: no answer for {DEADLINE_S / 60:.0f} minutes ({error}); "
+                "what was answered is kept; run again when it is back"
+            )
+        return _backoff(self._attempts)
 
 
-def _read(completion: Any, url: str) -> Reply:
-    """The reply in our own shape. A 200 without usable choices is a fault like a 500."""
-    try:
-        choices = [
-            Choice(whole_characters(choice.message.content or ""), choice.finish_reason or "")
-            for choice in completion.choices
-        ]
-    except (AttributeError, TypeError):
-        choices = []
-    if not choices:
-        shown = " ".join(str(getattr(completion, "error", completion)).split())[:120]
-        raise TransientError(f"{url}: a reply without choices ({shown})")
-    usage = getattr(completion, "usage", None)
-    return Reply(
-        model=getattr(completion, "model", None) or "",
-        choices=choices,
-        prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
-        completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
-    )
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    try:
-        return max(0.0, float(response.headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
-
-
-def _one_line(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, list) and body:
-        body = body[0]
-    if isinstance(body, dict):
-        inner = body.get("error", body)
-        body = inner.get("message", inner) if isinstance(inner, dict) else inner
-        code = inner.get("code") if isinstance(inner, dict) else None
-        body = f"{body} [{code}]" if isinstance(code, str) else body
-    return " ".join(str(body or error.message).split())[:200]
+def _backoff(attempt: int) -> float:
+    """Seconds, exponential with full jitter, so that many rows do not come back at once."""
+    return random.uniform(0, min(0.5 * 2**attempt, LONGEST_BACKOFF_S))

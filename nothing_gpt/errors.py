@@ -28,6 +28,12 @@ class TransientError(NothingGPTError):
 class BadRowError(NothingGPTError):
     """A reply that no retry mends. It concerns one row only, which is set aside with this reason."""
 
+    def __init__(self, reason: str, status: int | None = None, attempts: int = 1):
+        """`status` is the last reply's HTTP status where it had one; `attempts` is how often the row was asked for."""
+        super().__init__(reason)
+        self.status = status
+        self.attempts = attempts
+
 
 class FatalError(NothingGPTError):
     """Stops the stage at once: a wrong key, an unknown model, bad settings, a full disk. What is finished stays."""

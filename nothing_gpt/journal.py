@@ -2,36 +2,53 @@
 
 Rows are kept in segments, each one immutable object written at least once a second. They may come in any order; each
 has a key, and a key that is there is never asked for again. A partition holds rows made under the same settings.
+What a row means is not known here.
 """
 
+import hashlib
 import json
 import os
 import secrets
 import threading
 import time
-from typing import Any, Self
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Self
 
+from nothing_gpt.artifacts import lease
+from nothing_gpt.errors import FatalError
 from nothing_gpt.store import Store
 
 FLUSH_SECONDS = 0.5
+MERGED_BYTES = 64 * 2**20
+"""A segment of this size is not merged again: a run that adds little does not copy all that is there."""
+
+_START, _MIDDLE, _END = b'{"key": ', b', "row": ', b"}\n"
+_OFFSET_BITS = 44
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Journal:
     """The rows of one partition. A context manager; safe to use from several threads.
 
-    The index in memory holds a key and a position a row; rows themselves stay in the store until they are read.
+    A row costs about 150 bytes of memory, whatever its size: the index holds a hash of its key and its position, and
+    the row stays in the store until it is read.
     """
 
     def __init__(self, store: Store, partition: str):
         """Opens `journal/<partition>/` and indexes its rows."""
         self._store = store
+        self._partition = partition
         self._folder = f"journal/{partition}"
         self._writer = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._own: list[str] = []
+        self._written = 0
         self._lock = threading.Lock()
-        self._pending: dict[str, bytes] = {}
-        self._flushing: dict[str, bytes] = {}
-        self._index: dict[str, tuple[str, int, int]] = {}
+        self._pending: dict[bytes, bytes] = {}
+        self._flushing: dict[bytes, bytes] = {}
+        self._segments: list[str] = []
+        self._index: dict[bytes, int] = {}
+        self._open: tuple[int, BinaryIO] | None = None
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._index_store()
@@ -44,23 +61,49 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._flusher.join()
-        self._flush()
-        self._merge_own_segments()
+        try:
+            self._flush()
+            # A disk too full for a copy, or another run that merges too: all rows are written, a later run merges them.
+            with suppress(FatalError, FileNotFoundError):
+                self._merge()
+        finally:
+            self._close_segment()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the partition while its missing rows are asked for, so that no reply is paid for twice: of two runs
+        that want the same rows the second waits, and then finds them here."""
+        with lease(self._store, f"leases/{self._partition.replace('/', '-')}"):
+            with self._lock:
+                self._refresh()
+            try:
+                yield
+            finally:
+                self._flush()
 
     def __contains__(self, key: str) -> bool:
+        hashed = _hash(_encode(key).encode())
         # In the order in which a row moves, so that one that moves meanwhile is not missed.
-        return key in self._pending or key in self._flushing or key in self._index
+        return hashed in self._pending or hashed in self._flushing or hashed in self._index
 
     def __getitem__(self, key: str) -> Any:
+        row = self.get(key, self)
+        if row is self:
+            raise KeyError(key)
+        return row
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The key's row, or the default where there is none or only a damaged one, which is then forgotten."""
+        hashed = _hash(_encode(key).encode())
         with self._lock:
-            line = self._pending.get(key) or self._flushing.get(key)
-            if line is None:
-                try:
-                    line = self._stored(key)
-                except FileNotFoundError:  # another run has merged its segments
-                    self._index_store()
-                    line = self._stored(key)
-        return json.loads(line)["row"]
+            line = self._pending.get(hashed) or self._flushing.get(hashed) or self._stored(hashed)
+        if line is None:
+            return default
+        try:
+            return json.loads(line.decode())["row"]
+        except ValueError:
+            self._index.pop(hashed, None)
+            return default
 
     def __len__(self) -> int:
         return len(self._index) + len(self._pending) + len(self._flushing)
@@ -74,10 +117,12 @@ class Journal:
         """
         if self._failure:
             raise self._failure
-        line = json.dumps({"key": key, "row": row}, ensure_ascii=False).encode() + b"\n"
+        encoded = _encode(key).encode()
+        line = b"".join((_START, encoded, _MIDDLE, _encode(row).encode(), _END))
+        hashed = _hash(encoded)
         with self._lock:
-            if key not in self:
-                self._pending[key] = line
+            if not (hashed in self._pending or hashed in self._flushing or hashed in self._index):
+                self._pending[hashed] = line
 
     def _flush_regularly(self) -> None:
         while not self._closing.wait(FLUSH_SECONDS):
@@ -89,47 +134,103 @@ class Journal:
 
     def _flush(self) -> None:
         with self._lock:
-            self._flushing, self._pending = self._pending | self._flushing, {}
+            self._flushing, self._pending = self._flushing | self._pending, {}
         if not self._flushing:
             return
-        segment = f"{self._folder}/{self._writer}-{len(self._own):06d}.jsonl"
-        data = b"".join(self._flushing.values())
-        self._store.write(segment, data)
+        segment = self._write(self._flushing.values())
         with self._lock:
-            self._own.append(segment)
-            _add_segment(self._index, segment, data)
+            _index_lines(self._index, len(self._segments), self._flushing.items())
+            self._segments.append(segment)
             self._flushing = {}
 
-    def _stored(self, key: str) -> bytes:
-        segment, offset, size = self._index[key]
-        with self._store.fetch(segment).open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+    def _write(self, lines: Iterable[bytes]) -> str:
+        """A new segment of these lines."""
+        segment = f"{self._folder}/{self._writer}-{self._written:06d}.jsonl"
+        self._store.stream(segment, lines)
+        self._written += 1
+        return segment
+
+    def _stored(self, hashed: bytes) -> bytes | None:
+        position = self._index.get(hashed)
+        if position is None:
+            return None
+        try:
+            file = self._segment(position >> _OFFSET_BITS)
+        except FileNotFoundError:  # another run has merged its segments
+            self._index_store()
+            return self._stored(hashed)
+        file.seek(position & (1 << _OFFSET_BITS) - 1)
+        return file.readline()
+
+    def _segment(self, number: int) -> BinaryIO:
+        """The segment's file. The last one used stays open: rows that came together are read together."""
+        if self._open is None or self._open[0] != number:
+            self._close_segment()
+            self._open = number, self._store.fetch(self._segments[number]).open("rb")
+        return self._open[1]
+
+    def _close_segment(self) -> None:
+        if self._open:
+            self._open[1].close()
+            self._open = None
 
     def _index_store(self) -> None:
         """Indexes all segments, from the start again where another run merges its own meanwhile."""
-        index: dict[str, tuple[str, int, int]] = {}
-        for segment in self._store.list(self._folder):
-            data = self._store.read(segment)
-            if data is None:
-                return self._index_store()
-            _add_segment(index, segment, data)
-        self._index = index
-
-    def _merge_own_segments(self) -> None:
-        """One object in place of many small ones. Killed in between, both remain, and the index drops the copies."""
-        if len(self._own) < 2:
+        self._close_segment()
+        while True:
+            index: dict[bytes, int] = {}
+            segments = [*self._store.list(self._folder)]
+            try:
+                for number, segment in enumerate(segments):
+                    _index_lines(index, number, _lines(self._store.fetch(segment)))
+            except FileNotFoundError:
+                continue
+            self._segments, self._index = segments, index
             return
-        merged = f"{self._folder}/{self._writer}-merged.jsonl"
-        self._store.write(merged, b"".join(self._store.read(segment) or b"" for segment in self._own))
-        for segment in self._own:
-            self._store.delete(segment)
+
+    def _refresh(self) -> None:
+        """Indexes the store anew where another run has written to it."""
+        if [*self._store.list(self._folder)] != sorted(self._segments):
+            self._index_store()
+
+    def _merge(self) -> None:
+        """One object in place of many small ones. Killed in between, both remain, and the index drops the copies."""
+        self._refresh()
+        sizes = [self._store.fetch(segment).stat().st_size for segment in self._segments]
+        small = [number for number, size in enumerate(sizes) if size < MERGED_BYTES]
+        if len(small) < 2:
+            return
+        self._write(self._indexed_lines(small))
+        for number in small:
+            self._store.delete(self._segments[number])
+
+    def _indexed_lines(self, segments: Iterable[int]) -> Iterator[bytes]:
+        """The lines that the index points to: no copies, nothing torn."""
+        for number in segments:
+            position = number << _OFFSET_BITS
+            for hashed, line in _lines(self._store.fetch(self._segments[number])):
+                if self._index.get(hashed) == position:
+                    yield line
+                position += len(line)
 
 
-def _add_segment(index: dict[str, tuple[str, int, int]], segment: str, data: bytes) -> None:
-    offset = 0
-    for line in data.splitlines(keepends=True):
-        # The key comes first in a line, so the rest need not be parsed to build the index.
-        key, _ = json.JSONDecoder().raw_decode(line.decode(), len('{"key": '))
-        index.setdefault(key, (segment, offset, len(line)))
-        offset += len(line)
+def _hash(encoded_key: bytes) -> bytes:
+    return hashlib.blake2b(encoded_key, digest_size=16).digest()
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """(hash of its key, line) of each line; an empty hash for a line that is torn or not ours."""
+    with path.open("rb") as file:
+        for line in file:
+            # The row need not be parsed for its key, and an unescaped quote is the key's end.
+            end = line.find(_MIDDLE) if line.startswith(_START) and line.endswith(_END) else -1
+            yield _hash(line[len(_START) : end]) if end > 0 else b"", line
+
+
+def _index_lines(index: dict[bytes, int], segment: int, lines: Iterable[tuple[bytes, bytes]]) -> None:
+    """Notes where each line of a segment is. A key that is there already keeps its row."""
+    position = segment << _OFFSET_BITS
+    for hashed, line in lines:
+        if hashed:
+            index.setdefault(hashed, position)
+        position += len(line)

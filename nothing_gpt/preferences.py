@@ -1,60 +1,111 @@
 """Preference pairs: which completion is chosen and which rejected, on which side of the split, or why neither.
 
-Pure functions of judged sets. A prompt's side follows from its id and the seed alone, so that it never changes sides
-when other prompts are added.
+`pair_of` is the rule, for one judged set at a time. Files are read and written row by row, so that memory does not grow
+with them. Figures on the pairs are `quality.py`.
 """
 
+import heapq
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nothing_gpt.config import JudgeSettings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import CompletionSet, Message, Prompt, checked_messages, read_jsonl, share
 from nothing_gpt.verdicts import Ranking, Verdict, consensus
 
+TRAIN = "train.jsonl"
+VAL = "val.jsonl"
 
-@dataclass(frozen=True)
+NOT_JUDGED = "not judged"
+EMPTY = "a side is empty"
+EQUAL = "both sides are equal"
+CUT = "chosen is cut"
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
-    """A chosen and a rejected completion of one prompt, as texts."""
+    """A chosen and a rejected completion of one prompt, as texts; `best` and `worst` are their places in the set."""
 
     prompt: Prompt
     chosen: str
     rejected: str
+    best: int
+    worst: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JudgedSet:
-    """A set of completions and its votes, or the reason why it has none."""
+    """A set of completions and its votes, or the reason why it has none. `repeats` are further votes, each in the order
+    of one of the votes: they measure the judge and decide nothing."""
 
     item: CompletionSet
     votes: list[Verdict]
     failed: str | None = None
+    repeats: list[Verdict] = field(default_factory=list)
 
 
-@dataclass
-class Pairs:
-    """The pairs to train on and to validate, in the order of their prompts; dropped sets counted by reason."""
+@dataclass(frozen=True)
+class Split:
+    """How many pairs were written to train on and to validate, and the dropped sets by reason."""
 
-    train: list[Pair] = field(default_factory=list)
-    val: list[Pair] = field(default_factory=list)
-    drops: Counter[str] = field(default_factory=Counter)
+    train: int
+    val: int
+    drops: Mapping[str, int]
 
 
-def make_pairs(judged: Iterable[JudgedSet], val_ratio: float, seed: int) -> Pairs:
-    """Best and worst of every set whose votes agree. The validation side varies about `val_ratio`, which is a
-    threshold on a hash and no count."""
-    pairs = Pairs()
-    for item in judged:
-        ranking = consensus(item.votes) if item.failed is None else "not judged"
-        if not isinstance(ranking, Ranking):
-            pairs.drops[ranking] += 1
-            continue
-        prompt, texts = item.item.prompt, item.item.completions
-        side = pairs.val if share(prompt.id, seed, "val") < val_ratio else pairs.train
-        side.append(Pair(prompt, texts[ranking.best], texts[ranking.worst]))
-    return pairs
+def pair_of(judged: JudgedSet) -> Pair | str:
+    """Best and worst of a set whose votes agree, or the reason why the set makes no pair.
+
+    A completion that the token limit cut is never chosen over a whole one: the chat template ends it like a finished
+    one, so the adapter would learn to stop in mid-scene. The votes rank only the best and the worst, so no third
+    completion may step in, and the set is dropped. Cut against cut, or whole against cut, teaches no such thing.
+    """
+    if judged.failed is not None or not judged.votes:
+        return NOT_JUDGED
+    ranking = consensus(judged.votes)
+    if not isinstance(ranking, Ranking):
+        return ranking
+    texts, cut = judged.item.completions, judged.item.truncated
+    best, worst = ranking.best, ranking.worst
+    if not (texts[best].strip() and texts[worst].strip()):
+        return EMPTY
+    if texts[best].strip() == texts[worst].strip():
+        return EQUAL
+    if cut[best] and not cut[worst]:
+        return CUT
+    return Pair(judged.item.prompt, texts[best], texts[worst], best, worst)
+
+
+def side(prompt: Prompt, settings: JudgeSettings) -> str:
+    """`TRAIN` or `VAL`: a threshold on the seeded hash of the prompt's id, so that a prompt never changes sides when
+    others are added. The count on the validation side therefore varies about `val_ratio`."""
+    return VAL if share(prompt.id, settings.seed, "val") < settings.val_ratio else TRAIN
+
+
+def write_pairs(judged: Iterable[JudgedSet], folder: Path, settings: JudgeSettings) -> Split:
+    """Writes `train.jsonl` and `val.jsonl` into the folder, in the order of the sets; each appears whole or not at
+    all."""
+    counts: Counter[str] = Counter()
+    drops: Counter[str] = Counter()
+    halves = {name: folder / f"_{name}" for name in (TRAIN, VAL)}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(half.open("w", encoding="utf-8")) for name, half in halves.items()}
+        for item in judged:
+            outcome = pair_of(item)
+            if isinstance(outcome, str):
+                drops[outcome] += 1
+                continue
+            name = side(outcome.prompt, settings)
+            files[name].write(json.dumps(pair_row(outcome), ensure_ascii=False) + "\n")
+            counts[name] += 1
+    for name, half in halves.items():
+        half.replace(folder / name)
+    return Split(counts[TRAIN], counts[VAL], drops)
 
 
 def pair_row(pair: Pair) -> dict[str, Any]:
@@ -64,6 +115,21 @@ def pair_row(pair: Pair) -> dict[str, Any]:
         "chosen": [Message(role="assistant", content=pair.chosen)],
         "rejected": [Message(role="assistant", content=pair.rejected)],
     }
+
+
+def sample_pairs(judged: Iterable[JudgedSet], count: int, seed: int) -> list[dict[str, Any]]:
+    """A seeded sample of the pairs, for people to read: the rows of `train.jsonl` with the judge's `reasons`.
+
+    A reason speaks of completions by the numbers they were shown as, so each says which numbers the two had.
+    """
+    made = ((item, pair) for item in judged if isinstance(pair := pair_of(item), Pair))
+    chosen = heapq.nsmallest(count, made, key=lambda both: share(both[1].prompt.id, seed, "example"))
+    return [pair_row(pair) | {"reasons": [_said(vote, pair) for vote in item.votes]} for item, pair in chosen]
+
+
+def _said(vote: Verdict, pair: Pair) -> str:
+    best, worst = (vote.order.index(place) + 1 for place in (pair.best, pair.worst))
+    return f"{vote.model}, shown chosen as {best} and rejected as {worst}: {vote.reason}"
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
@@ -89,8 +155,35 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
 
 
 def read_judged(path: Path) -> Iterator[JudgedSet]:
-    """The rows of a `judged.jsonl` that the judging stage wrote."""
-    for _, row in read_jsonl(path):
-        item = CompletionSet(Prompt.of(row["prompt"]), row["completions"], row["truncated"])
-        votes = [Verdict(**(vote | {"order": tuple(vote["order"])})) for vote in row.get("votes", [])]
-        yield JudgedSet(item, votes, row.get("failed"))
+    """The sets of a `judged.jsonl`: rows `{prompt, completions, truncated, votes, repeats}`, or `failed` with the
+    reason in place of `votes`.
+
+    Raises:
+        FatalError: the file is missing, or a line is no such row.
+    """
+    for number, row in read_jsonl(path):
+        where = f"{path}, line {number}"
+        prompt = Prompt.of(checked_messages(row, "prompt", where))
+        try:
+            yield _judged(prompt, row)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise FatalError(f"{where}: not a set that the judge wrote; judge the completions again") from None
+
+
+def _judged(prompt: Prompt, row: dict[str, Any]) -> JudgedSet:
+    texts: list[str] = [*row["completions"]]
+    cut: list[bool] = [*row.get("truncated", [False] * len(texts))]
+    if len(cut) != len(texts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    votes, repeats = ([_vote(vote, len(texts)) for vote in row.get(name, [])] for name in ("votes", "repeats"))
+    return JudgedSet(CompletionSet(prompt, texts, cut), votes, row.get("failed"), repeats)
+
+
+def _vote(row: dict[str, Any], count: int) -> Verdict:
+    vote = Verdict(**row)
+    vote = replace(vote, order=tuple(vote.order))
+    if len(set(vote.order)) != len(vote.order) or not set(vote.order) <= set(range(count)):
+        raise ValueError
+    if not vote.tie and (vote.best == vote.worst or not {vote.best, vote.worst} <= set(vote.order)):
+        raise ValueError
+    return vote

@@ -3,16 +3,25 @@
 A row's id is the SHA-256 of its canonical JSON: it outlives file names, order and settings.
 """
 
+import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Generic, TypedDict, TypeVar, overload
 
 from nothing_gpt.errors import FatalError
 
 ROLES = ("system", "user", "assistant")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+_MARK = codecs.BOM_UTF8
+_ID_BYTES = 32
+_OFFSET_BITS = 44
+
+Row = TypeVar("Row")
 
 
 class Message(TypedDict):
@@ -22,9 +31,10 @@ class Message(TypedDict):
     content: str
 
 
-def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, no spaces, characters as they are."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+canonical_json: Callable[[Any], str] = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False
+).encode
+"""The one JSON text of a value: keys sorted, no spaces, characters as they are."""
 
 
 def digest(value: Any) -> str:
@@ -73,18 +83,67 @@ class CompletionSet:
     truncated: list[bool]
 
 
+class Rows(Sequence[Row], Generic[Row]):
+    """Rows of JSON-lines files, each with its prompt's id and read when it is looked at: memory holds their places,
+    40 bytes a row. The files must not change meanwhile."""
+
+    def __init__(self, paths: Sequence[Path], build: Callable[[str, Any], Row]):
+        """`build` makes a row of a prompt's id and the line's value."""
+        self._paths = paths
+        self._build = build
+        self._places = array("Q")
+        self._ids = bytearray()
+
+    def ids(self) -> Iterator[str]:
+        """The rows' ids, in their order, without reading a row."""
+        return (self._ids[start : start + _ID_BYTES].hex() for start in range(0, len(self._ids), _ID_BYTES))
+
+    def note(self, file: int, offset: int, prompt: str) -> None:
+        """Adds the row at an offset (bytes) of one of the files."""
+        self._places.append(file << _OFFSET_BITS | offset)
+        self._ids += bytes.fromhex(prompt)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._read(range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        numbers = range(len(self))[index]
+        return next(self._read([numbers])) if isinstance(numbers, int) else [*self._read(numbers)]
+
+    def _read(self, numbers: Iterable[int]) -> Iterator[Row]:
+        for file, those in groupby(numbers, lambda number: self._places[number] >> _OFFSET_BITS):
+            with self._paths[file].open("rb") as lines:
+                for number in those:
+                    lines.seek(self._places[number] & (1 << _OFFSET_BITS) - 1)
+                    identity = self._ids[number * _ID_BYTES : (number + 1) * _ID_BYTES].hex()
+                    yield self._build(identity, json.loads(lines.readline().removeprefix(_MARK).decode()))
+
+
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each non-blank line.
 
     Raises:
         FatalError: the file is missing or unreadable, or a line is not JSON in UTF-8.
     """
-    number = 0
+    return ((number, value) for number, _, value in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """(line number, its offset in bytes, value) of each non-blank line; raises as `read_jsonl`."""
+    number = offset = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, json.loads(line)
+                if not line.isspace():
+                    yield number, offset, json.loads(line.removeprefix(_MARK).decode())
+                offset += len(line)
     except OSError as error:
         raise FatalError(f"{path}: cannot read it ({error.strerror}); check the path") from None
     except (ValueError, RecursionError):
@@ -96,42 +155,55 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_encode(row) + "\n")
             count += 1
     return count
 
 
-def read_prompts(path: Path) -> tuple[list[Prompt], int]:
-    """The distinct prompts of a file of `{"prompt": [{role, content}, ...]}` rows, and how many were duplicates.
+def read_prompts(*paths: Path) -> tuple[Rows[Prompt], int]:
+    """The distinct prompts of files of `{"prompt": [{role, content}, ...]}` rows, in their order, and how many were
+    duplicates.
 
     Raises:
         FatalError: missing or empty file, a line that is not JSON or holds no valid prompt.
     """
-    prompts: dict[str, Prompt] = {}
-    rows = 0
-    for number, row in read_jsonl(path):
-        rows += 1
-        prompt = Prompt.of(checked_messages(row, "prompt", f"{path}, line {number}"))
-        prompts.setdefault(prompt.id, prompt)
-    if not prompts:
-        raise FatalError(f'{path}: holds no prompts; each line must be {{"prompt": [{{role, content}}, ...]}}')
-    return list(prompts.values()), rows - len(prompts)
+    prompts = Rows(paths, lambda identity, row: Prompt(identity, _messages(row["prompt"])))
+    seen: set[bytes] = set()
+    duplicates = 0
+    for number, path in enumerate(paths):
+        before = len(prompts) + duplicates
+        for line, offset, row in _lines(path):
+            identity = digest(checked_messages(row, "prompt", f"{path}, line {line}"))
+            if (short := bytes.fromhex(identity[:32])) in seen:
+                duplicates += 1
+                continue
+            seen.add(short)
+            prompts.note(number, offset, identity)
+        if len(prompts) + duplicates == before:
+            raise FatalError(f'{path}: holds no prompts; each line must be {{"prompt": [{{role, content}}, ...]}}')
+    return prompts, duplicates
 
 
-def read_sets(path: Path) -> list[CompletionSet]:
+def read_sets(path: Path) -> Rows[CompletionSet]:
     """The sets of a `completions.jsonl`: rows `{prompt, completions}`, and `truncated` where it is known.
 
     Raises:
         FatalError: missing or empty file, or a line that is no such row.
     """
-    sets: list[CompletionSet] = []
-    for number, row in read_jsonl(path):
+
+    def build(identity: str, row: Any) -> CompletionSet:
+        completions = row["completions"]
+        truncated = row.get("truncated") or [False] * len(completions)
+        return CompletionSet(Prompt(identity, _messages(row["prompt"])), completions, truncated)
+
+    sets = Rows([path], build)
+    for number, offset, row in _lines(path):
         where = f"{path}, line {number}"
-        messages = checked_messages(row, "prompt", where)
+        identity = digest(checked_messages(row, "prompt", where))
         completions = row.get("completions")
         if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
             raise FatalError(f'{where}: no "completions"; expected a list of texts')
-        sets.append(CompletionSet(Prompt.of(messages), completions, row.get("truncated") or [False] * len(completions)))
+        sets.note(0, offset, identity)
     if not sets:
         raise FatalError(f"{path}: holds no completions; run the stage before this one")
     return sets
@@ -150,4 +222,8 @@ def checked_messages(row: Any, field: str, where: str) -> list[Message]:
             raise FatalError(f'{where}: an empty {message["role"]} message in "{field}"; give it text or take it out')
         if message["content"] != whole_characters(message["content"]):
             raise FatalError(f"{where}: half a character (a lone surrogate) in a message; correct the text")
+    return _messages(messages)
+
+
+def _messages(messages: Any) -> list[Message]:
     return [Message(role=message["role"], content=message["content"]) for message in messages]

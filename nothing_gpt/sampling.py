@@ -1,34 +1,56 @@
 """Completions for prompts: several samples each, every reply kept raw, and only the missing ones asked for.
 
-A sample's key is its prompt's id and its index, and its seed follows from them: asking again asks for the same, and
-more samples a prompt never repeat the first ones.
+A reply's key is its prompt's id and the index of its first sample, and its seed follows from them: asking again asks
+for the same, and more samples a prompt never repeat the first ones. What a reply is worth is decided when it is read.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Self
 
 from nothing_gpt.config import SamplingSettings
 from nothing_gpt.endpoint import Endpoint, Service
-from nothing_gpt.errors import BadRowError, FatalError
+from nothing_gpt.errors import BadRowError
+from nothing_gpt.failures import Failures
 from nothing_gpt.journal import Journal
 from nothing_gpt.progress import progress
-from nothing_gpt.records import CompletionSet, Prompt, digest
+from nothing_gpt.records import CompletionSet, Prompt, Rows, digest
+from nothing_gpt.replies import CUT, WITHHELD, Meter, Reply
 from nothing_gpt.store import Store
 
 EXTRA_TRIES = 2
 """How often more samples are asked for where some came back empty, or too many alike."""
 
+_LINE = re.compile(r"\s*\[[^\[\]]+\]\s*\S")
+_REFUSES_N = re.compile(r"\bn\b|candidates|completion choice|number of (choices|completions)", re.IGNORECASE)
+"""How endpoints that give one choice a request say so: OpenAI's form, Gemini's, llama.cpp's."""
+
 
 @dataclass(frozen=True)
 class SetAside:
-    """A prompt without usable completions. `degenerate`: answered, but with too few distinct ones."""
+    """A prompt without usable completions. `degenerate`: answered, but with too few distinct ones. `status` is the
+    last refusal's HTTP status; `attempts` is how often the prompt was asked for."""
 
     prompt: Prompt
     reason: str
     degenerate: bool
+    status: int | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """What a prompt has: the replies, the indices of the samples to be asked for next, and if there are none, the
+    usable texts with whether the token limit cut them, and how many texts the provider withheld."""
+
+    replies: list[Any]
+    missing: range
+    usable: list[tuple[str, bool]]
+    withheld: int = 0
 
 
 class Sampling:
@@ -42,20 +64,11 @@ class Sampling:
         self._service = service
         self._count = count
         self._distinct = distinct
-        self._failures: dict[str, str] = {}
-        self._journal = Journal(
-            store,
-            "sampling/"
-            + digest(
-                {
-                    "answering": service.identity,
-                    "temperature": settings.temperature,
-                    "max_tokens": settings.max_tokens,
-                    "frequency_penalty": settings.frequency_penalty,
-                    "seed": settings.seed,
-                }
-            )[:16],
-        )
+        self._one_by_one = False
+        self._failures: Failures | None = None
+        asked = settings.model_dump(include={"temperature", "max_tokens", "frequency_penalty", "seed"})
+        partition = digest(asked | {"answering": service.identity, "rows": "replies"})[:16]
+        self._journal = Journal(store, f"sampling/{partition}")
         self.usage: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -65,12 +78,12 @@ class Sampling:
     def __exit__(self, *exception: object) -> None:
         self._journal.__exit__(*exception)
 
-    def missing(self, prompt: Prompt) -> list[int]:
+    def missing(self, prompt: Prompt) -> range:
         """Indices of the samples to be asked for next; empty when the prompt is done.
 
         It is a function of the rows that are there, so that a run that was killed goes on to the same end.
         """
-        return self._state(prompt)[0]
+        return self._samples(prompt.id).missing
 
     def ask(self, prompts: Sequence[Prompt], label: str) -> None:
         """Asks for all that is missing; connects only if something is.
@@ -79,91 +92,123 @@ class Sampling:
             FatalError: no request can be answered, or more than `max_failed_share` of the prompts could not be.
             TransientError: the endpoint stopped answering. What was answered is kept in all cases.
         """
-        waiting = [prompt for prompt in prompts if self.missing(prompt)]
-        if not waiting:
-            return
-        asyncio.run(self._ask(waiting, len(prompts), label))
-        limit = self._settings.max_failed_share
-        if len(self._failures) > limit * len(prompts):
-            raise FatalError(
-                f"{label}: {len(self._failures)} of {len(prompts)} prompts failed (sampling.max_failed_share "
-                f"is {limit}); the first: {next(iter(self._failures.values()))}"
-            )
+        settings = self._settings
+        failures = Failures(label, "sampling.max_failed_share", settings.max_failed_share, len(prompts))
+        self._failures = failures
+        with self._journal.alone():
+            meter = Meter(settings.prices.get(self._service.model))
+            waiting = bytearray(len(prompts))
+            answered_by = None
+            for number, prompt in enumerate(prompts.ids() if isinstance(prompts, Rows) else [p.id for p in prompts]):
+                samples = self._samples(prompt)
+                waiting[number] = len(samples.missing) > 0
+                for row in samples.replies:
+                    meter.recall(Reply(row["model"], [], *row["tokens"]))
+                    answered_by = row["model"] or answered_by
+            if any(waiting):
+                endpoint = Endpoint(self._service, settings, "sampling", answered_by, meter)
+                with progress(label, len(prompts), len(prompts) - sum(waiting)) as advance:
+
+                    def done() -> None:
+                        advance(note=f"{meter.completion_tokens:,} tokens")
+
+                    asyncio.run(self._ask(endpoint, compress(prompts, waiting), failures, done))
+            self.usage = meter.figures()
 
     def result(self, prompt: Prompt) -> CompletionSet | SetAside:
         """The prompt's distinct completions, in the order of their samples."""
-        missing, usable = self._state(prompt)
-        if missing:
-            return SetAside(prompt, self._failures.get(prompt.id, "not asked"), degenerate=False)
-        distinct = dict(usable)
+        samples = self._samples(prompt.id)
+        if samples.missing:
+            failure = self._failures.get(prompt.id) if self._failures else None
+            if failure is None:
+                return SetAside(prompt, "not asked", degenerate=False)
+            return SetAside(prompt, failure.reason, False, failure.status, failure.attempts)
+        distinct: dict[str, bool] = {}
+        for text, cut in samples.usable:
+            distinct[text] = cut and distinct.get(text, True)
         if len(distinct) < self._distinct:
-            return SetAside(prompt, f"{len(distinct)} distinct completions", degenerate=True)
+            withheld = f", {samples.withheld} withheld by the provider's filter" if samples.withheld else ""
+            reason = f"{len(distinct)} distinct completions{withheld}"
+            return SetAside(prompt, reason, degenerate=True, attempts=len(samples.replies))
         return CompletionSet(prompt, list(distinct), list(distinct.values()))
 
-    async def _ask(self, waiting: Sequence[Prompt], total: int, label: str) -> None:
-        endpoint = Endpoint(self._service, self._settings.concurrency)
+    async def _ask(self, endpoint: Endpoint, prompts: Iterable[Prompt], failures: Failures, done: Any) -> None:
+        async with endpoint:
+
+            async def complete(job: tuple[Prompt, int]) -> None:
+                prompt, most = job
+                try:
+                    while missing := self.missing(prompt):
+                        count = 1 if self._one_by_one else min(most, len(missing))
+                        reply, count = await self._request(endpoint, prompt, missing[0], count)
+                        most = 1 if len(reply.choices) < count else most
+                except BadRowError as error:
+                    failures.add(prompt.id, error)
+                done()
+
+            jobs = ((prompt, self._most(prompt)) for prompt in prompts)
+            await endpoint.each(jobs, lambda job: job[1], complete)
+
+    def _most(self, prompt: Prompt) -> int:
+        """Samples that are asked for in one request: no more than may be in flight at once."""
+        return 1 if self._one_by_one else min(len(self.missing(prompt)), self._settings.concurrency)
+
+    async def _request(self, endpoint: Endpoint, prompt: Prompt, first: int, count: int) -> tuple[Reply, int]:
+        """Asks for samples from index `first` on and keeps the reply; returns it and how many were asked for. Raises
+        what `Endpoint.chat` does."""
         settings = self._settings
-        jobs = [(prompt, min(_run_length(self.missing(prompt)), settings.concurrency)) for prompt in waiting]
-        with progress(label, total, total - len(waiting)) as advance:
-            async with endpoint:
+        seed = _seed(prompt, settings.seed) + first
 
-                async def complete(job: tuple[Prompt, int]) -> None:
-                    prompt, most = job
-                    try:
-                        while missing := self.missing(prompt):
-                            first, count = missing[0], min(most, _run_length(missing))
-                            seed = _seed(prompt, settings.seed) + first
-                            reply = await endpoint.chat(
-                                prompt.messages,
-                                settings.max_tokens,
-                                n=count,
-                                temperature=settings.temperature,
-                                frequency_penalty=settings.frequency_penalty,
-                                seed=seed,
-                            )
-                            for index, choice in enumerate(reply.choices[:count], first):
-                                self._journal.add(
-                                    _key(prompt, index),
-                                    {
-                                        "text": choice.text,
-                                        "finish_reason": choice.finish_reason,
-                                        "model": reply.model,
-                                        "seed": seed + index - first,
-                                    },
-                                )
-                    except BadRowError as error:
-                        self._failures[prompt.id] = str(error)
-                    advance(note=f"{endpoint.meter.completion_tokens:,} tokens")
+        async def chat(n: int) -> Reply:
+            return await endpoint.chat(
+                prompt.messages,
+                settings.max_tokens,
+                n=n,
+                temperature=settings.temperature,
+                frequency_penalty=settings.frequency_penalty,
+                seed=seed,
+            )
 
-                await endpoint.each(jobs, lambda job: job[1], complete)
-        self.usage = endpoint.meter.figures()
+        try:
+            reply = await chat(count)
+        except BadRowError as error:
+            if count == 1 or error.status not in (400, 422) or not _REFUSES_N.search(str(error)):
+                raise
+            reply, count = await chat(1), 1
+            self._one_by_one = True
+        if len(reply.choices) == 1 < count:
+            self._one_by_one = True
+        self._journal.add(_key(prompt.id, first), reply.row() | {"n": count, "seed": seed})
+        return reply, count
 
-    def _state(self, prompt: Prompt) -> tuple[list[int], list[tuple[str, bool]]]:
-        """What is missing, and if nothing is, the usable samples. Samples past those that this count wants are not
-        seen: a run that asked for more leaves no trace in this one."""
-        end, usable = self._count, list[tuple[str, bool]]()
+    def _samples(self, prompt: str) -> _Samples:
+        """Samples past those that this count wants are not seen: a run that asked for more leaves no trace here."""
+        replies: list[Any] = []
+        choices: list[list[str]] = []
+        usable: list[tuple[str, bool]] = []
+        end = self._count
         for tries_left in reversed(range(EXTRA_TRIES + 1)):
-            missing = [index for index in range(end) if _key(prompt, index) not in self._journal]
-            if missing:
-                return missing, []
-            usable = self._usable(prompt, end)
+            while len(choices) < end and (row := self._journal.get(_key(prompt, len(choices)))):
+                replies.append(row)
+                choices += row["choices"][: row["n"]]
+            if len(choices) < end:
+                return _Samples(replies, range(len(choices), end), [])
+            usable = [sample for choice in choices[:end] if (sample := self._read(*choice))[0]]
             distinct = len(dict(usable))
             short = self._count - (len(usable) if distinct >= self._distinct else distinct)
             if short <= 0 or not tries_left:
                 break
             end += short
-        return [], usable
+        withheld = sum(finish_reason == WITHHELD for _, finish_reason in choices[:end])
+        return _Samples(replies, range(0), usable, withheld)
 
-    def _usable(self, prompt: Prompt, end: int) -> list[tuple[str, bool]]:
-        """(text, was it cut) of those of the prompt's first `end` samples that hold text."""
-        usable: list[tuple[str, bool]] = []
-        for index in range(end):
-            row = self._journal[_key(prompt, index)]
-            cut = row["finish_reason"] == "length"
-            text = whole_lines(row["text"]) if cut else row["text"].strip()
-            if text:
-                usable.append((text, cut))
-        return usable
+    def _read(self, text: str, finish_reason: str) -> tuple[str, bool]:
+        """(usable text of a choice, did the token limit cut it); an empty text where there is none."""
+        cut = finish_reason == CUT
+        if finish_reason == WITHHELD:
+            return "", cut
+        text = whole_lines(text) if cut else text.strip()
+        return spoken_lines(text) if self._settings.line_filter else text, cut
 
 
 def whole_lines(text: str) -> str:
@@ -171,15 +216,15 @@ def whole_lines(text: str) -> str:
     return text.rpartition("\n")[0].strip()
 
 
-def _key(prompt: Prompt, index: int) -> str:
-    return f"{prompt.id}/{index}"
+def spoken_lines(text: str) -> str:
+    """The text's lines of the form `[CHARACTER] text`, without the others."""
+    return "\n".join(line.strip() for line in text.split("\n") if _LINE.match(line))
+
+
+def _key(prompt: str, index: int) -> str:
+    return f"{prompt}/{index}"
 
 
 def _seed(prompt: Prompt, seed: int) -> int:
     """Seed of the prompt's first sample, 31 bits. vLLM counts it up over a request's samples, and so do we."""
     return int(hashlib.sha256(f"{seed}:{prompt.id}".encode()).hexdigest()[:8], 16) % (2**31 - 4096)
-
-
-def _run_length(indices: Sequence[int]) -> int:
-    """How many of the indices follow each other without a gap from the first on."""
-    return next((n for n in range(1, len(indices)) if indices[n] != indices[0] + n), len(indices))

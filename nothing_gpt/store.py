@@ -9,7 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -36,6 +36,10 @@ class Store(Protocol):
 
     def write(self, key: str, data: bytes) -> None:
         """Writes the object."""
+        ...
+
+    def stream(self, key: str, pieces: Iterable[bytes]) -> None:
+        """Writes the object from pieces, which need not be in memory together."""
         ...
 
     def upload(self, file: Path, key: str) -> None:
@@ -99,8 +103,11 @@ class FolderStore:
         return path
 
     def write(self, key: str, data: bytes) -> None:
+        self.stream(key, [data])
+
+    def stream(self, key: str, pieces: Iterable[bytes]) -> None:
         with self._replacing(key) as file:
-            file.write(data)
+            file.writelines(pieces)
 
     def upload(self, file: Path, key: str) -> None:
         with self._replacing(key) as target, file.open("rb") as source:

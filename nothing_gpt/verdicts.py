@@ -1,29 +1,21 @@
-"""Verdicts on sets of completions: an LLM judge names the best and the worst of each set, in one or two orders.
+"""Verdicts on sets of completions: which votes are wanted, the question, what a reply means, what votes agree on.
 
-A verdict's key is what the judge is shown, so a verdict is never asked for twice. Replies are kept raw and parsed when
-they are read: a mended parser costs no call. `consensus` is the agreement rule.
+Pure functions of plain data. Who is asked, and what is kept of the replies, is in `judging.py`.
 """
 
-import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from nothing_gpt.config import JudgeSettings
-from nothing_gpt.endpoint import Endpoint, Reply, Service
-from nothing_gpt.errors import BadRowError, FatalError
-from nothing_gpt.journal import Journal
-from nothing_gpt.progress import progress
+from nothing_gpt.errors import BadRowError
 from nothing_gpt.records import CompletionSet, Message, digest, share, whole_characters
-from nothing_gpt.store import Store
+from nothing_gpt.replies import CUT, WITHHELD, Reply
 
-RUBRIC = (Path(__file__).parent / "rubric.md").read_text(encoding="utf-8")
-REASKS = 1
-
-_SCHEMA = {
+RESPONSE_FORMAT: dict[str, Any] = {
     "type": "json_schema",
     "json_schema": {
         "name": "verdict",
@@ -41,11 +33,18 @@ _SCHEMA = {
         },
     },
 }
+"""The reason comes first, so that a model that writes in this order thinks before it decides."""
+
+MOST_OBJECTS = 100
+"""Places in a reply at which an object is looked for: a reply of braces alone would take for ever."""
+
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One vote. `order[k]` is the index of the completion shown as number k + 1; `best` and `worst` are indices."""
+    """One vote. `order[k]` is the index of the completion shown as number k + 1; `best` and `worst` are indices, and
+    mean nothing in a tie. `model` is the one that answered; the tokens are those of the reply that held the verdict."""
 
     order: tuple[int, ...]
     best: int
@@ -53,6 +52,9 @@ class Verdict:
     tie: bool
     reason: str
     model: str
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,109 @@ class Ranking:
     worst: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """One vote that is wanted of a judge: on a set, shown in one order.
+
+    `key` names what is shown, whatever order the set lists it in. `row` names what is not whole without the vote: the
+    set, or, for a repeat, the repeat alone.
+    """
+
+    item: CompletionSet
+    order: tuple[int, ...]
+    key: str
+    row: str
+    repeat: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request that is due: the messages that follow the question, and whether the token cap is doubled."""
+
+    after: tuple[Message, ...] = ()
+    doubled: bool = False
+
+
+Step = Verdict | Ask | BadRowError
+"""What the replies to one question come to."""
+
+
 def consensus(votes: Sequence[Verdict]) -> Ranking | str:
-    """The ranking if every vote names the same best and the same worst, otherwise the reason why there is none.
+    """The ranking that more than half of the votes name, otherwise the reason why there is none. A tie names none.
 
     Position bias is systematic (arXiv 2406.07791): a judge that prefers a place rather than a text disagrees with
     itself when the order is reversed, and its set is dropped.
     """
-    if any(vote.tie for vote in votes):
-        return "tie"
-    if len({(vote.best, vote.worst) for vote in votes}) != 1:
-        return "votes disagree"
-    return Ranking(votes[0].best, votes[0].worst)
+    named = Counter((vote.best, vote.worst) for vote in votes if not vote.tie)
+    for pair, count in named.most_common(1):
+        if 2 * count > len(votes):
+            return Ranking(*pair)
+    ties = len(votes) - named.total()
+    return "tie" if votes and 2 * ties >= len(votes) else "votes disagree"
+
+
+def orders(item: CompletionSet, count: int, seed: int) -> list[tuple[int, ...]]:
+    """The orders in which a set is shown, as indices of its completions: one that follows from its content and the
+    seed; with a `count` of 2 its reverse too; with 3 also its rotations, so that each completion stands in each place.
+    """
+    places = range(len(item.completions))
+    first = tuple(sorted(places, key=lambda i: share(digest(item.completions[i]) + item.prompt.id, seed, "order")))
+    rotations = [first[i:] + first[:i] for i in places[1:]] if count == 3 else []
+    return list(dict.fromkeys([first, first[::-1], *rotations] if count > 1 else [first]))
+
+
+def ballots(item: CompletionSet, settings: JudgeSettings) -> list[Ballot]:
+    """What is wanted of each judge on a set, a seeded share of repeats included; nothing where there is no choice."""
+    texts = sorted(set(item.completions))
+    if len(texts) < 2:
+        return []
+    row = digest({"prompt": item.prompt.id, "completions": texts})[:32]
+    place = {text: str(number) for number, text in enumerate(texts)}
+    wanted = [
+        Ballot(item, order, f"{row}/{'-'.join(place[item.completions[i]] for i in order)}", row)
+        for order in orders(item, settings.votes, settings.seed)
+    ]
+    if share(row, settings.seed, "repeat") < settings.repeat_share:
+        again = f"{wanted[0].key}/again"
+        wanted.append(Ballot(item, wanted[0].order, again, again, repeat=True))
+    return wanted
+
+
+def question(rubric: str, conversation: Sequence[Message], completions: Sequence[str]) -> list[Message]:
+    """What the judge is sent. The material is one JSON document, out of which no text can break."""
+    document = {
+        "conversation": list(conversation),
+        "completions": [{"number": n, "text": text} for n, text in enumerate(completions, 1)],
+    }
+    return [
+        Message(role="system", content=rubric),
+        Message(role="user", content=json.dumps(document, ensure_ascii=False, indent=1)),
+    ]
+
+
+def next_step(replies: Sequence[Reply], order: tuple[int, ...]) -> Step:
+    """What the replies to one question come to, in the order in which they came: its verdict, the next request, or why
+    it was given up.
+
+    A reply that the token cap cut before its verdict is asked for once more with twice the tokens; one that is no
+    verdict, once more with the error shown; one that the provider withheld, not again. Replies that follow a question
+    given up are those of a later run, which began anew.
+    """
+    step: Step = Ask()
+    for reply in replies:
+        step = _after(step if isinstance(step, Ask) else Ask(), reply, order)
+        if isinstance(step, Verdict):
+            return step
+    if isinstance(step, BadRowError):
+        step.attempts = len(replies)
+    return step
 
 
 def parse_verdict(text: str, count: int) -> tuple[int, int, bool, str]:
     """(best, worst, tie, reason) of a reply on `count` completions, best and worst as indices from 0.
 
-    Reads the reply as JSON, else its fenced block, else its first JSON object.
+    Reads the reply as one JSON object, else its fenced block, else the first object amid its prose. An object without
+    "tie" or "reason" is taken as it is: there are judges that answer in numbers alone.
 
     Raises:
         BadRowError: the reply holds no possible verdict.
@@ -101,184 +189,53 @@ def parse_verdict(text: str, count: int) -> tuple[int, int, bool, str]:
     return best - 1, worst - 1, False, reason
 
 
-def question(conversation: Sequence[Message], completions: Sequence[str]) -> list[Message]:
-    """What the judge is sent. The material is one JSON document, out of which no text can break."""
-    document = {
-        "conversation": list(conversation),
-        "completions": [{"number": n, "text": text} for n, text in enumerate(completions, 1)],
-    }
-    return [
-        Message(role="system", content=RUBRIC),
-        Message(role="user", content=json.dumps(document, ensure_ascii=False, indent=1)),
-    ]
-
-
-class Judging:
-    """Verdicts on sets of completions by one judge: `ask`, then `votes` a set. A context manager."""
-
-    def __init__(self, store: Store, settings: JudgeSettings, service: Service):
-        self._settings = settings
-        self._service = service
-        self._failures: dict[str, str] = {}
-        self._plain = False
-        self._journal = Journal(
-            store,
-            "judging/"
-            + digest(
-                {
-                    "judge": service.identity,
-                    "temperature": settings.temperature,
-                    "max_tokens": settings.max_tokens,
-                    "rubric": RUBRIC,
-                }
-            )[:16],
-        )
-        self.usage: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._journal.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._journal.__exit__(*exception)
-
-    def orders(self, item: CompletionSet) -> list[tuple[int, ...]]:
-        """The orders in which the set is shown: one that follows from its id and the seed, and its reverse."""
-        first = tuple(
-            sorted(
-                range(len(item.completions)),
-                key=lambda i: share(digest(item.completions[i]) + item.prompt.id, self._settings.seed, "order"),
-            )
-        )
-        return [first, first[::-1]][: self._settings.votes]
-
-    def missing(self, item: CompletionSet) -> list[tuple[int, ...]]:
-        """The orders of the set that still want a usable reply."""
-        return [order for order in self.orders(item) if self._read(item, order) is None]
-
-    def ask(self, sets: Sequence[CompletionSet], label: str) -> None:
-        """Asks for all missing verdicts; connects only if there are any.
-
-        Raises:
-            FatalError: no call can be answered, the spending limit is reached, or more than `max_failed_share` of the
-                verdicts could not be had.
-            TransientError: the endpoint stopped answering. What was answered is kept in all cases.
-        """
-        waiting = [(item, order) for item in sets for order in self.missing(item)]
-        if not waiting:
-            return
-        total = sum(len(self.orders(item)) for item in sets)
-        asyncio.run(self._ask(waiting, total, label))
-        limit = self._settings.max_failed_share
-        if len(self._failures) > limit * total:
-            raise FatalError(
-                f"{label}: {len(self._failures)} of {total} verdicts failed (judge.max_failed_share is "
-                f"{limit}); the first: {next(iter(self._failures.values()))}"
-            )
-
-    def votes(self, item: CompletionSet) -> list[Verdict] | str:
-        """The set's votes, or the reason why some could not be had."""
-        votes = [self._read(item, order) for order in self.orders(item)]
-        whole = [vote for vote in votes if vote is not None]
-        if len(whole) == len(votes):
-            return whole
-        return next(
-            (self._failures[key] for order in self.orders(item) if (key := _key(item, order, 0)) in self._failures),
-            "not asked",
-        )
-
-    async def _ask(self, waiting: Sequence[tuple[CompletionSet, tuple[int, ...]]], total: int, label: str) -> None:
-        settings = self._settings
-        endpoint = Endpoint(
-            self._service, settings.concurrency, settings.prices.get(self._service.model), settings.max_cost_usd
-        )
-        with progress(label, total, total - len(waiting)) as advance:
-            async with endpoint:
-
-                async def judge(job: tuple[CompletionSet, tuple[int, ...]]) -> None:
-                    item, order = job
-                    try:
-                        await self._judge(endpoint, item, order)
-                    except BadRowError as error:
-                        self._failures[_key(item, order, 0)] = str(error)
-                    cost = endpoint.meter.cost_usd
-                    advance(note=f"${cost:.2f}" if cost else "")
-
-                await endpoint.each(waiting, lambda _: 1, judge)
-        self.usage = endpoint.meter.figures()
-
-    async def _judge(self, endpoint: Endpoint, item: CompletionSet, order: tuple[int, ...]) -> None:
-        """Asks once, and once more with the error shown where the reply is no verdict."""
-        messages = question(item.prompt.messages, [item.completions[i] for i in order])
-        problem = BadRowError("not asked")
-        for attempt in range(REASKS + 1):
-            key = _key(item, order, attempt)
-            if key not in self._journal:
-                reply = await self._reply(endpoint, messages)
-                self._journal.add(
-                    key,
-                    {
-                        "text": reply.choices[0].text,
-                        "model": reply.model,
-                        "finish_reason": reply.choices[0].finish_reason,
-                    },
-                )
-            text = self._journal[key]["text"]
-            try:
-                parse_verdict(text, len(order))
-                return
-            except BadRowError as error:
-                problem = error
-            messages = [
-                *messages,
-                Message(role="assistant", content=text or "(empty)"),
-                Message(role="user", content=f"That cannot be used: {problem}. Answer with one JSON object."),
-            ]
-        raise BadRowError(f"no usable verdict after {REASKS + 1} replies: {problem}")
-
-    async def _reply(self, endpoint: Endpoint, messages: list[Message]) -> Reply:
-        """One reply, constrained to the schema where the endpoint can, with twice the tokens where it was cut."""
-        settings = self._settings
-        parameters: dict[str, Any] = {} if settings.temperature is None else {"temperature": settings.temperature}
-        if not self._plain:
-            parameters["response_format"] = _SCHEMA
-        try:
-            reply = await endpoint.chat(messages, settings.max_tokens, **parameters)
-        except BadRowError as error:
-            if self._plain or not re.search("response_format|json_schema|schema", str(error)):
-                raise
-            self._plain = True
-            return await self._reply(endpoint, messages)
-        if reply.choices[0].finish_reason == "length":
-            reply = await endpoint.chat(messages, 2 * settings.max_tokens, **parameters)
-        return reply
-
-    def _read(self, item: CompletionSet, order: tuple[int, ...]) -> Verdict | None:
-        for attempt in range(REASKS + 1):
-            key = _key(item, order, attempt)
-            if key not in self._journal:
-                return None
-            row = self._journal[key]
-            try:
-                best, worst, tie, reason = parse_verdict(row["text"], len(order))
-            except BadRowError:
-                continue
-            return Verdict(order, order[best], order[worst], tie, reason, row["model"])
-        return None
-
-
-def _key(item: CompletionSet, order: tuple[int, ...], attempt: int) -> str:
-    return digest({"prompt": item.prompt.id, "shown": [item.completions[i] for i in order]})[:32] + f"/{attempt}"
+def _after(ask: Ask, reply: Reply, order: tuple[int, ...]) -> Step:
+    """What the reply to a request comes to."""
+    choice = reply.choices[0]
+    if choice.finish_reason == WITHHELD:
+        return BadRowError("the provider's content filter withheld the verdict")
+    try:
+        best, worst, tie, reason = parse_verdict(choice.text, len(order))
+    except BadRowError as problem:
+        if choice.finish_reason == CUT and not ask.doubled:
+            return Ask(ask.after, doubled=True)
+        if choice.finish_reason == CUT:
+            return BadRowError("the verdict was cut at twice judge.max_tokens; raise it")
+        if ask.after:
+            return BadRowError(f"no usable verdict, asked twice: {problem}")
+        error = f"That cannot be used: {problem}. Answer with one JSON object and nothing else."
+        shown = Message(role="assistant", content=choice.text.strip() or "(empty)")
+        return Ask((shown, Message(role="user", content=error)), ask.doubled)
+    return Verdict(
+        order,
+        order[best],
+        order[worst],
+        tie,
+        reason,
+        reply.model,
+        choice.finish_reason,
+        reply.prompt_tokens,
+        reply.completion_tokens,
+    )
 
 
 def _first_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in a text, wherever it stands: alone, in a fenced block, or amid prose."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
+    """The object that the text begins with, else the first of its fenced blocks, else the first wherever it stands;
+    where a thinking model shows its thoughts, of what follows them."""
+    if text.lstrip().startswith("{") and (value := _object_in(text)) is not None:
+        return value
+    answer = text.rpartition("</think>")[2]
+    blocks = re.findall(r"```\w*\s(.*?)```", answer, re.DOTALL)
+    return next((value for part in [*blocks, answer] if (value := _object_in(part)) is not None), None)
+
+
+def _object_in(text: str) -> dict[str, Any] | None:
+    start = text.find("{")
+    for _ in range(MOST_OBJECTS):
+        if start < 0:
+            return None
         try:
-            value, _ = decoder.raw_decode(text, match.start())
+            return _DECODER.raw_decode(text, start)[0]
         except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            return value
+            start = text.find("{", start + 1)
     return None

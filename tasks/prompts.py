@@ -9,5 +9,5 @@ from tasks.place import Place
 
 
 @stage("prompts")
-def prompts(place: Place, file: Path) -> Artifact:
-    return library.prompts(place.workshop, file, place.settings.prompts)
+def prompts(place: Place, files: list[Path]) -> Artifact:
+    return library.prompts(place.workshop, files, place.settings.prompts)

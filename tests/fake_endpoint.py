@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 Request = dict[str, Any]
 
@@ -87,7 +87,7 @@ class FakeEndpoint(ThreadingHTTPServer):
         self.most_in_flight = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", port), Handler)
 
     @property
     def url(self) -> str:
@@ -111,7 +111,7 @@ class FakeEndpoint(ThreadingHTTPServer):
         return scripted or self.answer(request)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet: two cost 40 ms, the client's delayed acknowledgement
 
@@ -165,13 +165,23 @@ def last(request: Request) -> str:
     return request["messages"][-1]["content"]
 
 
+Server = TypeVar("Server", bound=FakeEndpoint)
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server, at work."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
 @contextmanager
 def serving(port: int = 0) -> Iterator[FakeEndpoint]:
     """A running endpoint."""
-    with FakeEndpoint(port) as endpoint:
-        thread = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield endpoint
-        finally:
-            endpoint.shutdown()
+    with running(FakeEndpoint(port)) as endpoint:
+        yield endpoint

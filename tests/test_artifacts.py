@@ -15,7 +15,7 @@ import pytest
 
 from nothing_gpt import artifacts
 from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease, live_leases
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.store import FolderStore, Store, open_store
 from tests.conftest import Start
 
@@ -42,6 +42,20 @@ def build() -> Builder:
     return Builder()
 
 
+class Lacking:
+    """Writes what it has; each next try finds so many rows failed, and writes another text."""
+
+    def __init__(self, *failed: int | Exception):
+        self.failed = list(failed)
+
+    def __call__(self, folder: Path) -> Mapping[str, Any]:
+        failed = self.failed.pop(0)
+        if isinstance(failed, Exception):
+            raise failed
+        (folder / "out.txt").write_text(f"attempt {len(self.failed)}")
+        return {"rows": 3 - failed, "failed": failed}
+
+
 def test_an_artifact_is_made_once(workshop: Workshop, build: Builder) -> None:
     first = workshop.make(STAGE, {"a": 1}, {}, build)
     second = workshop.make(STAGE, {"a": 1}, {}, build)
@@ -51,6 +65,36 @@ def test_an_artifact_is_made_once(workshop: Workshop, build: Builder) -> None:
     assert workshop.counts(second) == {"rows": 3}
     assert workshop.file(second, "out.txt").read_text() == "text"
     assert (workshop.folder(second) / "sub" / "more.txt").read_text() == "more"
+
+
+def test_an_artifact_that_lacks_failed_rows_is_made_anew_until_none_fail(workshop: Workshop) -> None:
+    build = Lacking(2, 1, 0)
+    made = [workshop.make(STAGE, {}, {}, build) for _ in range(4)]
+    assert [workshop.counts(made[-1])["failed"], build.failed] == [0, []]
+    assert [artifact.reused for artifact in made] == [False, False, False, True]
+    assert len({artifact.key for artifact in made}) == 1
+    assert len({artifact.digest for artifact in made}) == 3
+    after = [workshop.make(Stage("next", 1), {}, {"source": source}, Builder()) for source in made]
+    assert [artifact.reused for artifact in after] == [False, False, False, True]
+
+
+def test_an_artifact_stays_as_it_is_where_the_same_rows_fail_again(workshop: Workshop) -> None:
+    build = Lacking(1, 1)
+    first, second = (workshop.make(STAGE, {}, {}, build) for _ in range(2))
+    assert (second.reused, second.digest) == (True, first.digest)
+    assert workshop.file(second, "out.txt").read_text() == "attempt 1"
+    assert not list(workshop.work.glob("*/*"))
+
+
+def test_failed_rows_that_cannot_be_tried_again_stop_no_run(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = Lacking(1, TransientError("nobody answers"))
+    first, second = (workshop.make(STAGE, {}, {}, build) for _ in range(2))
+    assert (second.reused, second.digest) == (True, first.digest)
+    assert capsys.readouterr().err == (
+        "lines: its 1 failed rows cannot be tried again (nobody answers); going on without them\n"
+    )
 
 
 def test_the_manifest_says_what_made_it(workshop: Workshop, build: Builder) -> None:

@@ -86,7 +86,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(override: str,
         ("sampling.num_completions=99", "sampling.num_comp"),
         ("training.beta=0", "training.beta"),
         ("training.beta=.nan", "training.beta"),
-        ("judge.votes=3", "judge.votes"),
+        ("judge.votes=4", "judge.votes"),
         ("sampling.temperature=.nan", "sampling.temperature"),
         ("judge.val_ratio=1", "judge.val_ratio"),
     ],
@@ -158,7 +158,7 @@ def test_an_empty_settings_file_changes_nothing(file: Path) -> None:
 
 
 def test_a_place_of_ones_own_needs_prompts() -> None:
-    assert "prompts.path is empty" in refused("place.kind=local")
+    assert "prompts.paths is empty" in refused("place.kind=local")
 
 
 def test_settings_do_not_change() -> None:

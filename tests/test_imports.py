@@ -41,6 +41,8 @@ def test_the_library_imports_no_prefect(child: Start) -> None:
             "endpoint",
             "sampling",
             "verdicts",
+            "judging",
+            "batches",
             "dpo.generate_pairs",
             "dpo.judge",
             "dpo.pairs",

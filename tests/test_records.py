@@ -1,6 +1,7 @@
 """The rows: ids that outlive order and files, and one clear line for whatever a file may hold instead."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nothing_gpt.errors import FatalError
-from nothing_gpt.records import digest, file_digest, read_jsonl, read_prompts, read_sets, share, write_jsonl
+from nothing_gpt.records import (
+    Prompt,
+    digest,
+    file_digest,
+    read_jsonl,
+    read_prompts,
+    read_sets,
+    share,
+    write_jsonl,
+)
 
 GOOD = {"prompt": [{"role": "user", "content": "hello"}]}
 
@@ -95,6 +105,43 @@ def test_a_prompt_may_hold_any_character(file: Path, text: str) -> None:
 def test_a_file_with_a_byte_order_mark_or_windows_line_ends_is_read(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD).encode() + b"\r\n")
     assert read_prompts(file)[1] == 1
+
+
+def test_prompts_of_several_files_are_one_sequence(tmp_path: Path) -> None:
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file, texts in zip(files, ("ab", "bcd"), strict=True):
+        write_jsonl(file, ({"prompt": [{"role": "user", "content": text}]} for text in texts))
+    prompts, duplicates = read_prompts(*files)
+    assert "".join(prompt.messages[0]["content"] for prompt in prompts) == "abcd"
+    assert (len(prompts), duplicates) == (4, 1)
+    first, *others = prompts
+    assert (prompts[0], prompts[-1], prompts[1:]) == (first, others[-1], others)
+    assert list(prompts.ids()) == [prompt.id for prompt in prompts] == [digest(prompt.messages) for prompt in prompts]
+
+
+def test_one_empty_file_of_several_is_named(tmp_path: Path) -> None:
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    write_jsonl(files[0], [GOOD])
+    files[1].touch()
+    with pytest.raises(FatalError, match=r"two.jsonl: holds no prompts"):
+        read_prompts(*files)
+
+
+def test_prompts_stay_in_their_file_until_they_are_looked_at(file: Path) -> None:
+    write_jsonl(file, ({"prompt": [{"role": "user", "content": f"{n} " + "x" * 2000}]} for n in range(5000)))
+    tracemalloc.start()
+    prompts, _ = read_prompts(file)
+    assert sum(1 for _ in prompts) == 5000
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000  # of ten million bytes
+    tracemalloc.stop()
+
+
+def test_sets_are_read_when_they_are_looked_at(file: Path) -> None:
+    rows = [GOOD | {"completions": [str(n), "b"], "truncated": [True, False]} for n in range(3)]
+    write_jsonl(file, rows)
+    sets = read_sets(file)
+    assert [item.completions[0] for item in sets] == ["0", "1", "2"]
+    assert (sets[0].prompt, sets[0].truncated) == (Prompt.of(sets[0].prompt.messages), [True, False])
 
 
 @pytest.mark.parametrize("completions", [None, "text", [1], [None]])

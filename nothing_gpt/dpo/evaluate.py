@@ -2,10 +2,12 @@
 
 Both adapters continue each held-out prompt once, and the judge compares the two in both orders. The unit is the
 prompt: 1 where both orders prefer the candidate, 0 where both prefer the other, 1/2 for a tie or a split.
+
+The judge is `judge.model` alone: there is no panel, no repeat and no batch here.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,19 @@ from nothing_gpt.config import JudgeSettings, SamplingSettings
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.intervals import win_rate
-from nothing_gpt.records import CompletionSet, Prompt, read_prompts, write_jsonl
+from nothing_gpt.judging import Judging, read_rubric
+from nothing_gpt.preferences import JudgedSet
+from nothing_gpt.records import CompletionSet, Prompt, digest, read_prompts, write_jsonl
 from nothing_gpt.sampling import Sampling
 from nothing_gpt.store import Store
-from nothing_gpt.verdicts import RUBRIC, Judging, Ranking, Verdict, consensus
+from nothing_gpt.verdicts import Ranking, Verdict, consensus
 
 STAGE = Stage("evaluate", 1)
 METRICS = "metrics.json"
 COMPARISONS = "comparisons.jsonl"
 REFERENCE, CANDIDATE = 0, 1
+ALONE = {"votes": 2, "panel": [], "repeat_share": 0.0, "batch": False}
+"""How the judge is asked here, whatever its settings say of pairs."""
 
 
 def evaluate(
@@ -53,7 +59,7 @@ def evaluate(
             for prompt in held_out
             if prompt.id in answers["reference"] and prompt.id in answers["candidate"]
         ]
-        rows = _compare(workshop.store, sets, judge.model_copy(update={"votes": 2}), judging, usage)
+        rows = _compare(workshop.store, sets, judge.model_copy(update=ALONE), judging, usage)
         if not rows:
             raise FatalError(
                 f"evaluate: none of {len(held_out)} held-out prompts could be compared; "
@@ -75,7 +81,7 @@ def evaluate(
         "sampling": sampling.model_dump(exclude={"model", "concurrency", "max_failed_share", "num_completions"}),
         "judge": judge.model_dump(include={"temperature", "max_tokens", "seed"}),
         "judged_by": judging.identity,
-        "rubric": RUBRIC,
+        "rubric": digest(read_rubric(judge.rubric)),
         "reference": reference.identity,
         "candidate": candidate.identity,
     }
@@ -100,7 +106,12 @@ def foregone(reference: str, candidate: str) -> float | None:
 
 
 def _answers(
-    store: Store, prompts: list[Prompt], settings: SamplingSettings, service: Service, name: str, usage: dict[str, Any]
+    store: Store,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings,
+    service: Service,
+    name: str,
+    usage: dict[str, Any],
 ) -> dict[str, str]:
     """One answer a prompt, by its id; empty where the adapter gave none that can be used."""
     with Sampling(store, settings, service, count=1, distinct=1) as sampling:
@@ -124,16 +135,16 @@ def _compare(
         usage["judge"] = judging.usage
         for item in sets:
             points = foregone(*item.completions)
-            votes = judging.votes(item) if points is None else []
-            if isinstance(votes, str):
+            judged = judging.result(item) if points is None else JudgedSet(item, [])
+            if judged.failed is not None:
                 continue
             rows.append(
                 {
                     "prompt": item.prompt.messages,
                     "reference": item.completions[REFERENCE],
                     "candidate": item.completions[CANDIDATE],
-                    "score": score(votes) if points is None else points,
-                    "reasons": [vote.reason for vote in votes],
+                    "score": score(judged.votes) if points is None else points,
+                    "reasons": [vote.reason for vote in judged.votes],
                 }
             )
     return rows

@@ -7,31 +7,33 @@ reads `prompts.jsonl` in DPO_DATA_PATH and writes `completions.jsonl` beside it.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nothing_gpt.adapters import WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.config import Environment, SamplingSettings
+from nothing_gpt.config import EndpointSettings, Environment, SamplingSettings
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import exits_cleanly
+from nothing_gpt.errors import FatalError, exits_cleanly
+from nothing_gpt.progress import say
 from nothing_gpt.records import CompletionSet, Prompt, read_prompts, write_jsonl
 from nothing_gpt.sampling import Sampling
 from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
 
-STAGE = Stage("generate_pairs", 1)
+STAGE = Stage("generate_pairs", 2)
 COMPLETIONS = "completions.jsonl"
 SET_ASIDE = "set_aside.jsonl"
 
 
 def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSettings, service: Service) -> Artifact:
     """`completions.jsonl`, one row a prompt in the prompts' order: the guide's `{prompt, completions}` and which of
-    the completions were `truncated`. Prompts without usable completions are in `set_aside.jsonl` with the reason.
+    the completions were `truncated`. Prompts without usable completions are in `set_aside.jsonl`: `{prompt, reason,
+    status, attempts}`. Those that failed are tried again by the next run.
 
     Raises:
-        FatalError, TransientError: as `Sampling.ask`.
+        FatalError: no prompt has usable completions, or as `Sampling.ask`; TransientError as there.
     """
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -42,14 +44,19 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
             counts: Counter[str] = Counter(degenerate=0, failed=0, truncated=0, completions=0)
             rows = write_jsonl(folder / COMPLETIONS, _rows(sampling, wanted, aside, counts))
         write_jsonl(folder / SET_ASIDE, aside)
+        if not rows:
+            raise FatalError(
+                f"generate: none of {len(wanted)} prompts has usable completions (the first: {aside[0]['reason']}); "
+                "see what the endpoint answers, and sampling.max_tokens, temperature and line_filter"
+            )
         return {"rows": rows, **counts, "usage": sampling.usage}
 
-    fingerprinted = settings.model_dump(exclude={"model", "concurrency", "max_failed_share"})
+    fingerprinted = settings.model_dump(exclude={"model", *EndpointSettings.model_fields})
     return workshop.make(STAGE, fingerprinted | {"answering": service.identity}, {"prompts": prompts}, build)
 
 
 def _rows(
-    sampling: Sampling, prompts: list[Prompt], aside: list[dict[str, Any]], counts: Counter[str]
+    sampling: Sampling, prompts: Sequence[Prompt], aside: list[dict[str, Any]], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     for prompt in prompts:
         result = sampling.result(prompt)
@@ -59,7 +66,8 @@ def _rows(
             yield {"prompt": prompt.messages, "completions": result.completions, "truncated": result.truncated}
         else:
             counts["degenerate" if result.degenerate else "failed"] += 1
-            aside.append({"prompt": prompt.messages, "reason": result.reason})
+            why = {"reason": result.reason, "status": result.status, "attempts": result.attempts}
+            aside.append({"prompt": prompt.messages} | why)
 
 
 @exits_cleanly
@@ -68,20 +76,27 @@ def main() -> None:
     environment = Environment()
     data = environment.dpo_data_path
     settings = SamplingSettings()
-    api_key = environment.serve_api_key.get_secret_value() if environment.serve_api_key else None
-    root = VLLM(environment.serve_url, api_key).models().get(settings.model)
-    # An adapter trained anew into the same folder is another one; where its files are not at hand, its path must do.
-    identity = adapter_digest(Path(root)) if root and (Path(root) / WEIGHTS).is_file() else root or settings.model
     workshop = Workshop(open_store(str(data / ".nothing-gpt")), data / ".nothing-gpt" / "work")
     prompts = workshop.adopt(Stage("prompts", 0), {"prompts.jsonl": data / "prompts.jsonl"})
     service = Service(
         lambda: environment.serve_url,
         settings.model,
-        identity=identity,
+        identity=_identity(environment, settings.model),
         api_key=environment.serve_api_key,
     )
     completions = generate_pairs(workshop, prompts, settings, service)
     shutil.copyfile(workshop.file(completions, COMPLETIONS), data / COMPLETIONS)
+
+
+def _identity(environment: Environment, model: str) -> str:
+    """What tells the adapter that answers from others: its digest, else its path at the server, else its name."""
+    api_key = environment.serve_api_key.get_secret_value() if environment.serve_api_key else None
+    root = VLLM(environment.serve_url, api_key).models().get(model)
+    if root and (Path(root) / WEIGHTS).is_file():
+        return adapter_digest(Path(root))  # one trained anew into the same folder is another one
+    known = f"path {root}" if root else "name"
+    say(f"{environment.serve_url}: {model} is known by its {known} alone; another adapter there would not be noticed")
+    return root or model
 
 
 if __name__ == "__main__":

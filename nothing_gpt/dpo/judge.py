@@ -1,14 +1,13 @@
-"""Stage 2: an LLM judge names the best and the worst completion of each prompt, in one order and in its reverse.
+"""Stage 2: LLM judges name the best and the worst completion of each prompt, in one order and in its reverse.
 
     OPENAI_API_KEY=... OPENAI_BASE_URL=... DPO_DATA_PATH=data/dpo python -m nothing_gpt.dpo.judge
 
 reads `completions.jsonl` in DPO_DATA_PATH and writes beside it `judged.jsonl`, every vote, and the pairs they make:
-`train.jsonl` and `val.jsonl`.
+`train.jsonl` and `val.jsonl`. JUDGE_MODEL names another judge. What the votes agree on is decided in `preferences.py`.
 """
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,21 @@ from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import Environment, JudgeSettings
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import exits_cleanly
-from nothing_gpt.preferences import make_pairs, pair_row, read_judged
+from nothing_gpt.failures import Failure
+from nothing_gpt.judging import DEGENERATE, Judging, read_rubric
+from nothing_gpt.preferences import JudgedSet, read_judged, write_pairs
 from nothing_gpt.progress import say
-from nothing_gpt.records import CompletionSet, read_sets, write_jsonl
+from nothing_gpt.records import digest, read_sets, write_jsonl
 from nothing_gpt.store import open_store
-from nothing_gpt.verdicts import RUBRIC, Judging
 
-STAGE = Stage("judge", 1)
+STAGE = Stage("judge", 2)
 JUDGED = "judged.jsonl"
 
 
 def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, service: Service) -> Artifact:
-    """`judged.jsonl`, one row a set in the sets' order: `{prompt, completions, truncated, votes}`, or `failed` with
-    the reason in place of `votes`.
+    """`judged.jsonl`, one row a set in the sets' order: `{prompt, completions, truncated, votes, repeats}`, and where
+    votes are missing `failed` with the reason, the last refusal's HTTP `status` and the `attempts`. Those that failed
+    are tried again by the next run.
 
     Raises:
         FatalError, TransientError: as `Judging.ask`.
@@ -38,21 +39,33 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
         sets = read_sets(workshop.file(completions, "completions.jsonl"))
         with Judging(workshop.store, settings, service) as judging:
             judging.ask(sets, "judge")
-            rows = write_jsonl(folder / JUDGED, _rows(judging, sets))
-            failed = sum(isinstance(judging.votes(item), str) for item in sets)
-        return {"rows": rows, "failed": failed, "usage": judging.usage}
+            failed = 0
 
-    fingerprinted = settings.model_dump(include={"temperature", "max_tokens", "votes", "seed"})
-    return workshop.make(
-        STAGE, fingerprinted | {"judge": service.identity, "rubric": RUBRIC}, {"completions": completions}, build
-    )
+            def rows() -> Iterator[dict[str, Any]]:
+                nonlocal failed
+                for judged in map(judging.result, sets):
+                    failed += judged.failed not in (None, DEGENERATE)
+                    yield _row(judged, judging.failure(judged.item) if judged.failed else None)
+
+            count = write_jsonl(folder / JUDGED, rows())
+        return {"rows": count, "failed": failed, "usage": judging.usage}
+
+    fingerprinted = settings.model_dump(
+        include={"temperature", "max_tokens", "votes", "panel", "repeat_share", "seed"}
+    ) | {"judge": service.identity, "rubric": digest(read_rubric(settings.rubric))}
+    return workshop.make(STAGE, fingerprinted, {"completions": completions}, build)
 
 
-def _rows(judging: Judging, sets: list[CompletionSet]) -> Iterator[dict[str, Any]]:
-    for item in sets:
-        row = {"prompt": item.prompt.messages, "completions": item.completions, "truncated": item.truncated}
-        votes = judging.votes(item)
-        yield row | ({"failed": votes} if isinstance(votes, str) else {"votes": [asdict(vote) for vote in votes]})
+def _row(judged: JudgedSet, failure: Failure | None) -> dict[str, Any]:
+    item = judged.item
+    return {
+        "prompt": item.prompt.messages,
+        "completions": item.completions,
+        "truncated": item.truncated,
+        "votes": [vars(vote) for vote in judged.votes],
+        "repeats": [vars(vote) for vote in judged.repeats],
+        **({"failed": failure.reason, "status": failure.status, "attempts": failure.attempts} if failure else {}),
+    }
 
 
 @exits_cleanly
@@ -66,10 +79,8 @@ def main() -> None:
     service = Service(lambda: environment.openai_base_url, settings.model, settings.model, environment.openai_api_key)
     judged = judge(workshop, completions, settings, service)
     shutil.copyfile(workshop.file(judged, JUDGED), data / JUDGED)
-    pairs = make_pairs(read_judged(data / JUDGED), settings.val_ratio, settings.seed)
-    write_jsonl(data / "train.jsonl", map(pair_row, pairs.train))
-    write_jsonl(data / "val.jsonl", map(pair_row, pairs.val))
-    say(f"{len(pairs.train)} pairs to train on, {len(pairs.val)} to validate; dropped: {dict(pairs.drops)}")
+    split = write_pairs(read_judged(data / JUDGED), data, settings)
+    say(f"{split.train} pairs to train on, {split.val} to validate; dropped: {dict(split.drops)}")
 
 
 if __name__ == "__main__":

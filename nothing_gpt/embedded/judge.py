@@ -1,7 +1,7 @@
 """The offline judge: an OpenAI-compatible HTTP endpoint that scores completions by the fixed rules of `rules.py`.
 
 It stands in for an LLM judge where there is none, and says so in every reason it gives. It understands the question
-that `verdicts.py` sends and nothing else; it never thinks, never tires, and costs nothing.
+that `judging.py` sends and nothing else; it never thinks, never tires, and costs nothing.
 """
 
 import json

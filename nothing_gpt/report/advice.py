@@ -139,15 +139,11 @@ def _after_training(summary: Summary) -> Iterator[str]:
             "pairs apart without writing better text. Raise training.beta to 0.3, so that it stays closer "
             "to where it started, and read the report's comparisons to see whether the judge is right."
         )
-    agreement = data.get("agreement")
-    if agreement is not None and agreement < 0.5:
-        yield (
-            f"The judge agrees with itself on only {agreement:.0%} of the sets when their order is "
-            "reversed: a weak judge for this task. Take a stronger judge.model, or sample completions "
-            "that differ more."
-        )
+    warnings = summary.get("warnings") or []
+    yield from warnings
     longer, chance = data.get("longer_chosen"), data.get("longer_chosen_p")
-    if longer is not None and chance is not None and chance < 0.05:
+    said = any("max_longer_chosen" in warning for warning in warnings)
+    if longer is not None and chance is not None and chance < 0.05 and not said:
         side, wish = ("longer", "length") if longer > 0.5 else ("shorter", "brevity")
         yield (
             f"The {side} completion is chosen in {max(longer, 1 - longer):.0%} of the pairs "

@@ -1,4 +1,5 @@
-"""One HTML page that holds everything about a run, the decision first, and needs nothing outside itself.
+"""One HTML page that holds everything about a run, the decision first, or about a data folder, and needs nothing
+outside itself.
 
 It shows what others computed. Texts of models, judges and prompt files are escaped, and the page's own
 security policy forbids it to load anything.
@@ -14,6 +15,8 @@ from markupsafe import Markup, escape
 
 from nothing_gpt.report import plots
 from nothing_gpt.report.advice import Summary, advice, start_loss, training_checks
+from nothing_gpt.report.data import characters, data_decision, data_figures, data_plots
+from nothing_gpt.report.plots import Plot
 from nothing_gpt.report.summary import decision, facts, key_figures, stage_lines
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -23,14 +26,6 @@ _MOST_BYTES = 450_000
 _MOST_CHARACTERS = 4_000  # of one text; a completion is a tenth of it
 
 Row = Mapping[str, Any]
-
-
-class Plot(NamedTuple):
-    """A plot, and the sentence that says how to read it."""
-
-    title: str
-    svg: Markup
-    caption: str
 
 
 class Example(NamedTuple):
@@ -44,7 +39,7 @@ class Example(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The examples shown, taken evenly from all there are."""
+    """The examples shown, and how many there are in all."""
 
     shown: list[Example]
     total: int
@@ -53,35 +48,64 @@ class Examples(NamedTuple):
 def render_page(
     summary: Summary, steps: Sequence[Row] = (), pairs: Sequence[Row] = (), comparisons: Sequence[Row] = ()
 ) -> str:
-    """The report as HTML. What the summary or the details lack is left out.
+    """The report on a run as HTML. What the summary or the details lack is left out.
 
-    `steps` are the trainer's log rows, `pairs` rows `{prompt, chosen, rejected}` of TRL's format, and
+    `steps` are the trainer's log rows, `pairs` rows `{prompt, chosen, rejected, reasons}` of `examples.jsonl`, and
     `comparisons` rows `{prompt, reference, candidate, score, reasons}` of `evaluate`. The same input gives
     the same bytes.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["dialogue"] = _dialogue
     data, training, gate = (summary.get(key) or {} for key in ("data", "training", "gate"))
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _render(
         decision=decision(summary),
         facts=facts(summary),
-        reasons=gate.get("reasons") or [],
+        requirements=gate.get("reasons") or [],
         figures=key_figures(summary),
         advice=advice(summary),
         checks=training_checks(summary),
         stages=stage_lines(summary),
-        plots=_plots(summary, steps),
-        quality=_quality(data),
-        characters=_characters(data),
+        plots=[*_run_plots(summary, steps), *data_plots(data)],
+        data=data_figures(data, summary.get("people")),
+        characters=characters(data),
         training=_rest(training),
-        pairs=_examples(pairs, _pair),
+        pairs=_examples(pairs, _pair, data.get("pairs")),
         comparisons=_examples(comparisons, _comparison),
+        source="The figures are those of nothing-gpt report --json.",
     )
 
 
-def _plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
+def render_data_page(
+    data: Row, sides: tuple[int, int], pairs: Sequence[Row], warnings: list[str], people: Row | None = None
+) -> str:
+    """The report on a data folder as HTML: `data` are the figures of `quality.py`, `sides` the pairs to train on and to
+    validate, `pairs` as in `render_page`, `warnings` the stated limits that are not kept. The same input gives the same
+    bytes."""
+    return _render(
+        decision=data_decision(data, sides, warnings),
+        facts={},
+        requirements=[],
+        figures=[],
+        advice=warnings,
+        checks=[],
+        stages=[],
+        plots=data_plots(data),
+        data=data_figures(data, people),
+        characters=characters(data),
+        training={},
+        pairs=_examples(pairs, _pair, data.get("pairs")),
+        comparisons=_examples((), _comparison),
+        source="Made of judged.jsonl, train.jsonl and val.jsonl.",
+    )
+
+
+def _render(**sections: Any) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["dialogue"] = _dialogue
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(sections)
+
+
+def _run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
     made: list[Plot] = []
-    win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
+    win, training = (summary.get(key) or {} for key in ("win_rate", "training"))
     estimates = {
         label: (figures[value], figures[interval])
         for label, figures, value, interval in (
@@ -94,7 +118,7 @@ def _plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
         made.append(
             Plot(
                 "Win rate and accuracy",
-                Markup(plots.intervals(estimates)),
+                plots.intervals(estimates),
                 "With 95 % intervals. One that lies wholly above 0.5 is better than chance.",
             )
         )
@@ -102,55 +126,11 @@ def _plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
         made.append(
             Plot(
                 "Training",
-                Markup(plots.training(steps, start_loss(summary))),
+                plots.training(steps, start_loss(summary)),
                 "The dashed lines are where training starts: the loss of the reference itself, no margin.",
             )
         )
-    if data.get("chosen_lengths"):
-        made.append(
-            Plot(
-                "Length of chosen against rejected",
-                Markup(plots.lengths(data["chosen_lengths"], data["rejected_lengths"])),
-                "Above the dashed line the chosen completion is the longer one.",
-            )
-        )
-    if data.get("pairs") is not None:
-        made.append(
-            Plot(
-                "Kept and dropped",
-                Markup(plots.drops(data["pairs"], data.get("drops") or {})),
-                "Sets that became pairs, and sets that were dropped, by reason.",
-            )
-        )
     return made
-
-
-def _quality(data: Row) -> dict[str, str]:
-    """The data figures as text, by label."""
-    shown = {
-        "Sets judged": ("judged_sets", ",d"),
-        "Judge's agreement": ("agreement", ".3f"),
-        "Sets with a tie": ("tie_share", ".3f"),
-        "Longer one chosen": ("longer_chosen", ".3f"),
-        "p of this without length bias": ("longer_chosen_p", ".2g"),
-        "Chosen − rejected, characters": ("length_gap", "+.1f"),
-    }
-    figures = {label: format(data[key], form) for label, (key, form) in shown.items() if data.get(key) is not None}
-    places = data.get("best_by_position") or {}
-    if places:
-        figures[f"Best was shown as number {' / '.join(places)}"] = " / ".join(map(str, places.values()))
-    return figures
-
-
-def _characters(data: Row) -> list[tuple[str, int, int, float, float]]:
-    """(name, lines in chosen, lines in rejected, both as shares of the longest bar), most lines first."""
-    chosen, rejected = data.get("characters_chosen") or {}, data.get("characters_rejected") or {}
-    names = sorted(
-        chosen.keys() | rejected.keys(), key=lambda name: (-chosen.get(name, 0) - rejected.get(name, 0), name)
-    )
-    most = max([1, *chosen.values(), *rejected.values()])
-    counts = [(name, chosen.get(name, 0), rejected.get(name, 0)) for name in names[:12]]
-    return [(name, left, right, left / most, right / most) for name, left, right in counts]
 
 
 def _rest(training: Row) -> dict[str, str]:
@@ -162,7 +142,8 @@ def _rest(training: Row) -> dict[str, str]:
     }
 
 
-def _examples(rows: Sequence[Row], example: Callable[[Row], Example]) -> Examples:
+def _examples(rows: Sequence[Row], example: Callable[[Row], Example], total: int | None = None) -> Examples:
+    """Evenly taken from the rows, which may be a sample of a larger `total`."""
     count = min(len(rows), MOST_EXAMPLES)
     shown: list[Example] = []
     size = 0
@@ -172,11 +153,13 @@ def _examples(rows: Sequence[Row], example: Callable[[Row], Example]) -> Example
         if shown and size > _MOST_BYTES:
             break
         shown.append(one)
-    return Examples(shown, len(rows))
+    return Examples(shown, max(len(rows), total or 0))
 
 
 def _pair(row: Row) -> Example:
-    return Example(_messages(row["prompt"]), _text(row["chosen"]), _text(row["rejected"]))
+    return Example(
+        _messages(row["prompt"]), _text(row["chosen"]), _text(row["rejected"]), "", _reasons(row.get("reasons"))
+    )
 
 
 def _comparison(row: Row) -> Example:
@@ -186,8 +169,12 @@ def _comparison(row: Row) -> Example:
         _text(row["candidate"]),
         _text(row["reference"]),
         outcome,
-        [_text(reason) for reason in row.get("reasons") or [] if reason],
+        _reasons(row.get("reasons")),
     )
+
+
+def _reasons(reasons: Sequence[str] | None) -> list[str]:
+    return [_text(reason) for reason in reasons or () if reason]
 
 
 def _messages(messages: Sequence[Row]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ Every function takes plain data; the same data give the same bytes, and pyplot's
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -42,6 +42,14 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+
+
+class Plot(NamedTuple):
+    """A plot, and the sentence that says how to read it."""
+
+    title: str
+    svg: str
+    caption: str
 
 
 def lengths(chosen: Sequence[int], rejected: Sequence[int]) -> str:
@@ -126,6 +134,23 @@ def drops(pairs: int, reasons: Mapping[str, int]) -> str:
         _bare(axes)
 
     return _svg("drops", 0.75 + 0.32 * len(bars), draw)
+
+
+def places(won: Mapping[str, int], expected: Mapping[str, float]) -> str:
+    """Votes won by each place in the judge's list, beside what chance would give it."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        most = max(*won.values(), *expected.values(), 1)
+        for row, (place, count) in enumerate(won.items()):
+            axes.barh(row, count, height=0.62, color=ACCENT, alpha=0.85)
+            axes.plot([expected[place]] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.2, linestyle="--")
+            axes.text(max(count, expected[place]) + most * 0.015, row, f"{count:,}", va="center")
+        axes.set(xlim=(0, most * 1.14), ylim=(len(won) - 0.5, -0.5))
+        axes.set_yticks(range(len(won)), [f"shown as {place}" for place in won], color=INK)
+        _bare(axes)
+
+    return _svg("places", 0.75 + 0.32 * len(won), draw)
 
 
 def _series(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -75,24 +75,29 @@ def key_figures(summary: Summary) -> list[Figure]:
     """The figures to look at first, those that there are, with their 95 % intervals."""
     win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
     cost = summary.get("cost") or {}
-    sides = [_count(training.get("train_pairs"), "training"), _count(training.get("val_pairs"), "validation")]
+    sides = [count_of(training.get("train_pairs"), "training"), count_of(training.get("val_pairs"), "validation")]
     spent = [f"{key} {dollars(price)}" for key, price in cost.items() if key != "total" and price is not None]
     figures = [
-        _share("Win rate", win.get("value"), win.get("ci"), _count(win.get("n"), "held-out prompts")),
-        _share(
+        share("Win rate", win.get("value"), win.get("ci"), count_of(win.get("n"), "held-out prompts")),
+        share(
             "Validation accuracy",
             training.get("eval_accuracy"),
             training.get("eval_accuracy_ci"),
-            _count(training.get("val_pairs"), "pairs"),
+            count_of(training.get("val_pairs"), "pairs"),
         ),
-        _number("Validation margin", training.get("eval_margin"), training.get("eval_margin_ci")),
-        _number(
+        number("Validation margin", training.get("eval_margin"), training.get("eval_margin_ci")),
+        number(
             "Loss before training", training.get("step0_loss"), note=f"{start_loss(summary):.4f} is right", digits=4
         ),
-        _number("Validation loss", training.get("eval_loss"), note=_count(training.get("steps"), "steps"), digits=4),
-        _number("Preference pairs", data.get("pairs"), note=", ".join(filter(None, sides)), digits=0),
-        _number("Judge's agreement", data.get("agreement"), note=_count(data.get("judged_sets"), "sets judged")),
-        _share("Longer one chosen", data.get("longer_chosen"), data.get("longer_chosen_ci"), "0.5 is no length bias"),
+        number("Validation loss", training.get("eval_loss"), note=count_of(training.get("steps"), "steps"), digits=4),
+        number("Preference pairs", data.get("pairs"), note=", ".join(filter(None, sides)), digits=0),
+        share(
+            "Judge's agreement",
+            data.get("agreement"),
+            data.get("agreement_ci"),
+            count_of(data.get("judged_sets"), "sets judged"),
+        ),
+        share("Longer one chosen", data.get("longer_chosen"), data.get("longer_chosen_ci"), "0.5 is no length bias"),
     ]
     if cost.get("total") is not None:
         figures.append(Figure("Cost", dollars(cost["total"]), note=", ".join(spent)))
@@ -108,7 +113,7 @@ def stage_lines(summary: Summary) -> list[StageLine]:
             name.replace("_", " "),
             stage.get("status") or "unknown",
             duration(stage.get("seconds")),
-            _count(stage.get("rows")),
+            count_of(stage.get("rows")),
             (stage.get("seconds") or 0) / total,
         )
         for name, stage in stages
@@ -155,21 +160,24 @@ def _stages(summary: Summary) -> list[tuple[str, Mapping[str, Any]]]:
     return list((summary.get("stages") or {}).items())
 
 
-def _share(label: str, value: float | None, interval: list[float] | None, note: str) -> Figure | None:
-    figure = _number(label, value, interval, note)
+def share(label: str, value: float | None, interval: list[float] | None = None, note: str = "") -> Figure | None:
+    """The figure of a share from 0 to 1, drawn where it has an interval; None where the value is unknown."""
+    figure = number(label, value, interval, note)
     if figure is None or value is None or interval is None:
         return figure
     return replace(figure, span=(interval[0], value, interval[1]))
 
 
-def _number(
+def number(
     label: str, value: float | None, interval: list[float] | None = None, note: str = "", digits: int = 3
 ) -> Figure | None:
+    """The figure of a number; None where it is unknown."""
     if value is None:
         return None
     bounds = "" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
     return Figure(label, f"{value:,.{digits}f}", bounds, note)
 
 
-def _count(count: int | None, what: str = "") -> str:
+def count_of(count: int | None, what: str = "") -> str:
+    """A count as a person would write it; empty where it is unknown."""
     return "" if count is None else f"{count:,} {what}".rstrip()

@@ -33,34 +33,30 @@ class Contest:
         self.judge = Service(lambda: fake.url, "judge", "judge")
 
     def answer(self, request: Request) -> Answer:
-        if request["model"] != "judge":
+        model = request["model"]
+        if model != "judge":
             winner = self.wins[int(last(request).removeprefix("scene "))]
-            return (
-                fails(400, "no")
-                if winner == "refused"
-                else says(
-                    ""
-                    if winner == f"mute {request['model']}"
-                    else "[JERRY] the same"
-                    if winner == "same"
-                    else f"[JERRY] by {request['model']}"
-                )
-            )
+            if winner == "refused":
+                return fails(400, "no")
+            if winner == f"mute {model}":
+                return says("", model=model)
+            return says("[JERRY] the same" if winner == "same" else f"[JERRY] by {model}", model=model)
         document = json.loads(request["messages"][1]["content"])
         winner = self.wins[int(document["conversation"][-1]["content"].removeprefix("scene "))]
         if winner == "unjudged":
-            return says("hm")
+            return says("hm", model=model)
         shown = [item["text"] for item in document["completions"]]
         best = 1 if winner in ("place", "tie") else shown.index(f"[JERRY] by {winner}") + 1
-        return says(json.dumps({"reason": "r", "best": best, "worst": 3 - best, "tie": winner == "tie"}))
+        verdict = {"reason": "r", "best": best, "worst": 3 - best, "tie": winner == "tie"}
+        return says(json.dumps(verdict), model=model)
 
-    def evaluate(self, workshop: Workshop) -> Artifact:
+    def evaluate(self, workshop: Workshop, judge: JudgeSettings = JUDGE) -> Artifact:
         def build(folder: Path) -> dict[str, int]:
             write_jsonl(folder / "test.jsonl", ({"prompt": prompt.messages} for prompt in prompts(len(self.wins))))
             return {}
 
         held_out = workshop.make(Stage("prompts", 1), {"wins": self.wins}, {}, build)
-        return evaluate(workshop, held_out, SAMPLING, JUDGE, self.reference, self.candidate, self.judge)
+        return evaluate(workshop, held_out, SAMPLING, judge, self.reference, self.candidate, self.judge)
 
 
 def metrics(workshop: Workshop, made: Artifact) -> dict[str, Any]:
@@ -88,6 +84,13 @@ def test_both_orders_are_judged_whatever_the_judges_setting(workshop: Workshop, 
         ("[JERRY] by old", "[JERRY] by new"),
         ("[JERRY] by new", "[JERRY] by old"),
     }
+
+
+def test_the_judge_is_asked_alone_whatever_its_setting_for_pairs(workshop: Workshop, fake: FakeEndpoint) -> None:
+    settings = JUDGE.model_copy(update={"panel": ["another"], "repeat_share": 0.1, "batch": True})
+    Contest(fake, ["new"] * 30).evaluate(workshop, settings)
+    asked = [request["model"] for request in fake.requests if request["model"] not in ("old", "new")]
+    assert asked == ["judge"] * 60
 
 
 def test_two_equal_texts_are_a_tie_that_nobody_is_asked_about(workshop: Workshop, fake: FakeEndpoint) -> None:

@@ -1,8 +1,10 @@
 """Stage 1: completions in the guide's form, made once, and for the same replies the same bytes."""
 
+import json
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import SamplingSettings
 from nothing_gpt.dpo.generate_pairs import COMPLETIONS, SET_ASIDE, generate_pairs
 from nothing_gpt.endpoint import Service
-from nothing_gpt.records import read_jsonl, write_jsonl
+from nothing_gpt.errors import FatalError
+from nothing_gpt.records import Prompt, read_jsonl, write_jsonl
 from nothing_gpt.store import open_store
 from tests.conftest import Start
 from tests.fake_endpoint import FakeEndpoint, fails, last, says
@@ -42,18 +45,60 @@ def test_rows_have_the_guides_form_and_the_prompts_order(workshop: Workshop, ser
 def test_prompts_without_usable_completions_are_set_aside_and_counted(
     workshop: Workshop, fake: FakeEndpoint, service: Service
 ) -> None:
-    fake.answer = lambda request: {"scene 1": fails(400, "too long"), "scene 3": says(*["same"] * request["n"])}.get(
-        last(request), says("a\n[JERRY] cu", "b\nc", finish_reason="length")
-    )
+    fake.answer = lambda request: {
+        "scene 1": fails(400, "too long"),
+        "scene 3": says(*["same"] * request.get("n", 1)),
+    }.get(last(request), says("a\n[JERRY] cu", "b\nc", "a\nd", finish_reason="length"))
     made = generate_pairs(workshop, given(workshop), SETTINGS, service)
     aside = [row for _, row in read_jsonl(workshop.file(made, SET_ASIDE))]
-    assert [(row["prompt"], row["reason"]) for row in aside] == [
-        (prompts(6)[1].messages, "400 too long"),
-        (prompts(6)[3].messages, "1 distinct completions"),
+    assert aside == [
+        {"prompt": prompts(6)[1].messages, "reason": "400 too long", "status": 400, "attempts": 1},
+        {"prompt": prompts(6)[3].messages, "reason": "1 distinct completions", "status": None, "attempts": 3},
     ]
     counts = workshop.counts(made)
     assert (counts["rows"], counts["failed"], counts["degenerate"]) == (4, 1, 1)
     assert (counts["completions"], counts["truncated"]) == (8, 8)
+
+
+def test_failed_prompts_are_tried_again_by_the_next_run_and_then_it_is_finished(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    plain = fake.answer
+    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
+    source = given(workshop)
+    first = generate_pairs(workshop, source, SETTINGS, service)
+    again = generate_pairs(workshop, source, SETTINGS, service)
+    assert (again.reused, again.digest) == (True, first.digest)
+    fake.requests.clear()
+    fake.answer = plain
+    whole = generate_pairs(workshop, source, SETTINGS, service)
+    assert [last(request) for request in fake.requests] == ["scene 1"]
+    assert (whole.reused, whole.fingerprint, whole.digest != first.digest) == (False, first.fingerprint, True)
+    rows = [row for _, row in read_jsonl(workshop.file(whole, COMPLETIONS))]
+    assert [row["prompt"] for row in rows] == [prompt.messages for prompt in prompts(6)]
+    assert (workshop.counts(whole)["failed"], workshop.counts(whole)["usage"]["kept"]) == (0, 5)
+    assert generate_pairs(workshop, source, SETTINGS, service).reused
+    assert len(fake.requests) == 1
+
+
+def test_failed_prompts_that_cannot_be_tried_again_stop_no_run(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    plain = fake.answer
+    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
+    source = given(workshop)
+    first = generate_pairs(workshop, source, SETTINGS, service)
+    fake.answer = lambda request: fails(401)
+    assert generate_pairs(workshop, source, SETTINGS, service).digest == first.digest
+
+
+def test_a_stage_without_a_single_usable_completion_is_one_line_and_no_artifact(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    fake.answer = lambda request: says("")
+    with pytest.raises(FatalError, match=r"none of 6 prompts has usable completions \(the first: 0 distinct"):
+        generate_pairs(workshop, given(workshop), SETTINGS, service)
+    assert list(workshop.store.list("generate_pairs")) == []
 
 
 def test_it_is_made_once_and_connects_to_nothing_the_second_time(workshop: Workshop, service: Service) -> None:
@@ -61,7 +106,8 @@ def test_it_is_made_once_and_connects_to_nothing_the_second_time(workshop: Works
         raise AssertionError("connected although nothing is missing")
 
     generate_pairs(workshop, given(workshop), SETTINGS, service)
-    again = SETTINGS.model_copy(update={"concurrency": 1, "model": "renamed", "max_failed_share": 0.0})
+    others = {"concurrency": 1, "model": "renamed", "max_failed_share": 0.0, "max_cost_usd": 1.0}
+    again = SETTINGS.model_copy(update=others)
     assert generate_pairs(workshop, given(workshop), again, replace(service, connect=nobody)).reused
 
 
@@ -74,9 +120,10 @@ def test_another_adapter_or_setting_makes_another_artifact(workshop: Workshop, s
             (SETTINGS, replace(service, identity="adapter-2")),
             (SETTINGS.model_copy(update={"temperature": 1.0}), service),
             (SETTINGS.model_copy(update={"num_completions": 4}), service),
+            (SETTINGS.model_copy(update={"line_filter": True}), service),
         ]
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 RUN = """
@@ -96,7 +143,7 @@ RUN = """
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes_and_repeats_only_the_last_calls(
+def test_a_killed_run_goes_on_to_the_same_bytes_and_repeats_nothing_that_was_written(
     workshop: Workshop, fake: FakeEndpoint, service: Service, child: Start, tmp_path: Path
 ) -> None:
     plain = fake.answer
@@ -104,14 +151,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_repeats_only_the_last_calls(
     source = given(workshop, 80)
     arguments = workshop.store.uri, fake.url, source.fingerprint, source.digest
     killed = child(RUN, *arguments)
-    while len(fake.requests) < 60 and killed.poll() is None:
-        time.sleep(0.002)
+    while not list(workshop.store.list("journal")) and killed.poll() is None:
+        time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    kept = {
+        json.loads(line)["key"].partition("/")[0]
+        for segment in workshop.store.list("journal")
+        for line in (workshop.store.read(segment) or b"").splitlines()
+    }
     whole = child(RUN, *arguments)
     out, err = whole.communicate()
     assert whole.returncode == 0, err
-    # Four requests of three sequences are in flight, 0.1 s each: at most 40 in the last second, and those four.
-    assert 80 <= len(fake.requests) <= 80 + 40 + 4
+    asked = Counter(Prompt.of(request["messages"]).id for request in fake.requests)
+    assert set(asked) == {prompt.id for prompt in prompts(80)}
+    assert {asked[prompt] for prompt in kept} == {1}
+    assert max(asked.values()) <= 2
     fake.answer = plain
     undisturbed = Workshop(open_store(str(tmp_path / "other")), tmp_path / "other-work")
     assert generate_pairs(undisturbed, given(undisturbed, 80), SETTINGS, service).digest == out.strip()

@@ -20,13 +20,15 @@ def run(module: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 def longest_is_best(request: Request) -> Answer:
     texts = [completion["text"] for completion in json.loads(request["messages"][1]["content"])["completions"]]
     best, worst = (texts.index(pick(texts, key=len)) + 1 for pick in (max, min))
-    return says(json.dumps({"reason": "longer", "best": best, "worst": worst, "tie": False}), model="judge")
+    return says(json.dumps({"reason": "longer", "best": best, "worst": worst, "tie": False}), model=request["model"])
 
 
 def test_prompts_become_completions_and_these_become_pairs(fake: FakeEndpoint, tmp_path: Path) -> None:
     prompts = [[{"role": "user", "content": f"[ANNA] Scene {number}."}] for number in range(40)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    fake.answer = lambda request: says(*["[BEN] " + "no " * length for length in range(1, request["n"] + 1)])
+    fake.answer = lambda request: says(
+        *["[BEN] " + "no " * length for length in range(1, request["n"] + 1)], model=request["model"]
+    )
 
     generated = run("nothing_gpt.dpo.generate_pairs", SERVE_URL=fake.url, DPO_DATA_PATH=str(tmp_path))
     assert generated.returncode == 0, generated.stderr

@@ -1,4 +1,4 @@
-"""Stages 2 and 3: every vote is kept, and the pairs they make are in TRL's form with a report on the data."""
+"""Stage 2: every vote is kept in the sets' order, and the guide's command writes the guide's files."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,10 @@ from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import JudgeSettings
 from nothing_gpt.dpo.judge import JUDGED, judge
 from nothing_gpt.endpoint import Service
+from nothing_gpt.preferences import read_judged
 from nothing_gpt.records import read_jsonl, write_jsonl
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, says
+from tests.judges import shown, verdict_text
 from tests.samples import prompt
 
 pytestmark = pytest.mark.usefixtures("hasty")
@@ -20,20 +22,11 @@ SETTINGS = JudgeSettings(max_failed_share=0.5)
 
 def longest(request: Request) -> Answer:
     """A judge that likes the longest text best, and cannot judge one with "dull" in it."""
-    shown = [item["text"] for item in json.loads(request["messages"][1]["content"])["completions"]]
-    if "dull" in shown:
-        return says("I would rather not.")
-    lengths = [len(text) for text in shown]
-    return says(
-        json.dumps(
-            {
-                "reason": "long",
-                "best": lengths.index(max(lengths)) + 1,
-                "worst": lengths.index(min(lengths)) + 1,
-                "tie": False,
-            }
-        )
-    )
+    lengths = [len(text) for text in shown(request)]
+    if "dull" in shown(request):
+        return says("I would rather not.", model=request["model"])
+    best, worst = lengths.index(max(lengths)) + 1, lengths.index(min(lengths)) + 1
+    return says(verdict_text(best, worst, reason="long"), model=request["model"])
 
 
 def given(workshop: Workshop, sets: list[list[str]]) -> Artifact:
@@ -67,13 +60,56 @@ def test_every_set_has_its_votes_in_the_sets_order(workshop: Workshop, service: 
     assert [[(vote["best"], vote["worst"]) for vote in row["votes"]] for row in judged] == [[(2, 0)] * 2, [(0, 2)] * 2]
 
 
-def test_a_set_that_could_not_be_judged_has_the_reason_in_place_of_votes(workshop: Workshop, service: Service) -> None:
+def test_a_vote_is_kept_with_all_that_an_audit_asks_for(workshop: Workshop, service: Service) -> None:
+    (row,) = rows(workshop, judge(workshop, given(workshop, [["a", "bb"]]), SETTINGS, service))
+    first, second = row["votes"]
+    assert first["order"] == second["order"][::-1]
+    assert first == {
+        "order": first["order"],
+        "best": 1,
+        "worst": 0,
+        "tie": False,
+        "reason": "long",
+        "model": "fake",
+        "finish_reason": "stop",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+    }
+
+
+def test_what_is_written_is_what_the_next_stage_reads(workshop: Workshop, service: Service) -> None:
+    settings = SETTINGS.model_copy(update={"repeat_share": 0.1, "votes": 3})
+    made = judge(
+        workshop, given(workshop, [["a", "b" * n, "dull" if n == 2 else "c"] for n in range(2, 40)]), settings, service
+    )
+    judged = [*read_judged(workshop.file(made, JUDGED))]
+    assert {len(one.votes) for one in judged} == {0, 4}
+    assert any(one.repeats for one in judged)
+    assert [one.failed is None for one in judged] == [bool(one.votes) for one in judged]
+
+
+def test_a_set_that_could_not_be_judged_has_the_reason_beside_the_votes_it_has(
+    workshop: Workshop, service: Service
+) -> None:
     made = judge(workshop, given(workshop, [["a", "dull"], ["a", "bb"]]), SETTINGS, service)
     failed, good = rows(workshop, made)
     assert "no usable verdict" in failed["failed"]
-    assert "votes" not in failed
-    assert len(good["votes"]) == 2
+    assert (failed["status"], failed["attempts"], failed["votes"]) == (None, 2, [])
+    assert "failed" not in good
     assert workshop.counts(made)["failed"] == 1
+
+
+def test_a_set_without_a_choice_has_not_failed(workshop: Workshop, service: Service) -> None:
+    made = judge(workshop, given(workshop, [["a", "a"], ["a", "bb"]]), SETTINGS, service)
+    assert rows(workshop, made)[0]["failed"] == "fewer than two distinct completions"
+    assert workshop.counts(made)["failed"] == 0
+
+
+def test_the_manifest_tells_what_the_votes_cost(workshop: Workshop, service: Service) -> None:
+    settings = SETTINGS.model_copy(update={"panel": ["second"]})
+    usage = workshop.counts(judge(workshop, given(workshop, [["a", "bb"]]), settings, service))["usage"]
+    assert (usage["calls"], usage["prompt_tokens"], usage["cost_usd"]) == (4, 40, None)
+    assert [usage["models"][name]["calls"] for name in ("fake", "second")] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +122,8 @@ def test_a_set_that_could_not_be_judged_has_the_reason_in_place_of_votes(worksho
         ({"seed": 1}, False),
         ({"temperature": 0.0}, False),
         ({"max_tokens": 100}, False),
+        ({"panel": ["second"]}, False),
+        ({"repeat_share": 0.1}, False),
     ],
 )
 def test_only_what_changes_a_verdict_makes_another_artifact(
@@ -94,6 +132,16 @@ def test_only_what_changes_a_verdict_makes_another_artifact(
     source = given(workshop, [["a", "bb"]])
     judge(workshop, source, SETTINGS, service)
     assert judge(workshop, source, SETTINGS.model_copy(update=change), service).reused == reused
+
+
+def test_another_rubric_makes_another_artifact_and_the_same_elsewhere_does_not(
+    workshop: Workshop, service: Service, tmp_path: Path
+) -> None:
+    source, made = given(workshop, [["a", "bb"]]), list[Artifact]()
+    for name, text in [("one", "The longest is best."), ("two", "The longest is best."), ("one", "Be kind.")]:
+        (tmp_path / name).write_text(text)
+        made.append(judge(workshop, source, SETTINGS.model_copy(update={"rubric": str(tmp_path / name)}), service))
+    assert [artifact.reused for artifact in made] == [False, True, False]
 
 
 def test_the_guides_own_file_is_judged(workshop: Workshop, service: Service, tmp_path: Path) -> None:

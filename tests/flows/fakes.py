@@ -112,7 +112,7 @@ class Engines:
             "place.judge_url": self.judge.url,
             "place.base_model": str(self.folder / "base"),
             "place.sft_adapter": str(self.start),
-            "prompts.path": str(self.prompts),
+            "prompts.paths": json.dumps([str(self.prompts)]),
             "prompts.test_share": "0.3",
             "judge.model": "judge",
             "judge.prices": "{judge: {input: 1, output: 1}}",

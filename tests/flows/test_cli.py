@@ -30,7 +30,7 @@ def local(prompts_file: Path) -> list[str]:
         "place.sft_adapter": save_adapter(prompts_file.parent / "start", START),
         "place.serve_url": NOWHERE,
         "place.judge_url": NOWHERE,
-        "prompts.path": prompts_file,
+        "prompts.paths": json.dumps([str(prompts_file)]),
     }
     return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
 
@@ -121,6 +121,21 @@ def test_a_prompts_file_that_cannot_be_used_is_refused_before_anything_is_starte
     assert not (data / "prefect").exists()
 
 
+def test_prompts_may_come_from_several_files(program: Call, tmp_path: Path) -> None:
+    """Each prompt counts once, and half of them are held out."""
+    one, two = prompts_file(tmp_path, 30), tmp_path / "two.jsonl"
+    two.write_text(one.read_text().replace("Platform", "Carriage") + one.read_text())
+    both = [*local(one), "--set", "prompts.test_share=0.5", "--prompts", str(one), "--prompts", str(two)]
+    assert plan(program("run", "--dry-run", *both).out)["generate_pairs"] == ["todo", "30", "30"]
+    sampled = program("run", "--dry-run", *both, "--set", "prompts.sample=20").out
+    assert plan(sampled)["generate_pairs"] == ["todo", "10", "10"]
+
+
+def test_each_of_several_prompts_files_must_be_there(program: Call, tmp_path: Path) -> None:
+    one, missing = prompts_file(tmp_path, 30), tmp_path / "missing.jsonl"
+    assert program("run", *local(one), "--prompts", str(one), "--prompts", str(missing)).error.startswith(str(missing))
+
+
 # The data folder.
 
 
@@ -194,7 +209,7 @@ def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program
 def test_what_is_there_is_listed_as_cached_with_the_rows_it_has(program: Call, work: Workshop) -> None:
     scripts = stages.scripts(work, 0)
     settings = PromptsSettings(limit=30, test_share=0.27, test_limit=11)
-    prompts(work, work.file(scripts, "prompts.jsonl"), settings)
+    prompts(work, [work.file(scripts, "prompts.jsonl")], settings)
     ended = program("run", "--dry-run", "--set", "prompts.limit=30", "--set", "prompts.test_limit=11")
     rows = plan(ended.out)
     assert rows["scripts"][0] == "cached"

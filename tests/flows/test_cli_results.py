@@ -47,7 +47,7 @@ def finish_a_run(work: Workshop, place: str = "embedded") -> Artifact:
     pair = {"chosen": [{"content": "a"}], "rejected": [{"content": "b"}], "prompt": [{"role": "user", "content": "c"}]}
     comparison = {"prompt": pair["prompt"], "reference": "b", "candidate": "a", "score": 1.0, "reasons": ["better"]}
     asked = make(work, "prompts", {"prompts.jsonl": {}}, rows=140)
-    preferences = make(work, "pairs", {"quality.json": QUALITY, "train.jsonl": pair}, {"prompts": asked}, rows=100)
+    preferences = make(work, "pairs", {"quality.json": QUALITY, "examples.jsonl": pair}, {"prompts": asked}, rows=100)
     step = {"step": 1, "loss": 0.69}
     candidate = make(work, "adapter", {"metrics.json": TRAINING, "steps.jsonl": step}, {"pairs": preferences}, rows=75)
     usage = {"judge": {"calls": 80, "cost_usd": 0.25}}
@@ -201,6 +201,18 @@ def test_only_what_is_unreferenced_is_deleted(
     assert list(work.store.list()) == kept
     assert not (work.work / "adapter" / "dead").exists()
     assert "nothing to prune" in program("prune").err
+
+
+def test_journals_are_kept_while_something_that_is_kept_lacks_failed_rows(
+    program: Call, work: Workshop, rubbish: list[str]
+) -> None:
+    completions = make(work, "generate_pairs", {"completions.jsonl": "some"}, failed=1)
+    candidate = make(work, "adapter", {"metrics.json": "newer"}, {"completions": completions})
+    registry = read_registry(work.store)
+    fields: dict[str, Any] = {"name": "seinfeld", "place": "embedded", "digest": "d", "metrics": {}, "reasons": []}
+    swap(work.store, registry, promoted(registry, artifact=candidate.key, fingerprint=candidate.fingerprint, **fields))
+    listed = [line.partition(" MB  ")[2] for line in program("prune", answer="n\n").out.splitlines()]
+    assert (rubbish[0] in listed, rubbish[1] in listed) == (True, False)
 
 
 def test_nothing_is_listed_or_deleted_while_a_run_is_at_work(program: Call, work: Workshop, rubbish: list[str]) -> None:

@@ -75,7 +75,7 @@ def statuses(place: Engines) -> dict[str, str]:
 
 def eventually(look: Callable[[], Any], until: Callable[[Any], bool]) -> Any:
     """What is seen once it is as it should be: Prefect writes task states and logs a moment later."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 90
     while not until(seen := look()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return seen

@@ -4,6 +4,9 @@ import math
 import random
 from typing import Any
 
+from nothing_gpt.agreement import People
+from nothing_gpt.quality import Quality
+
 NAMES = ("MARLA", "DIETER", "OONA", "PIP")
 LINES = (
     "I alphabetised the spoons and now nobody can find the soup.",
@@ -27,9 +30,6 @@ SECONDS = {
 
 def full_summary() -> dict[str, Any]:
     """A run that promoted its adapter."""
-    chance = random.Random(3)
-    chosen = [round(chance.gauss(150, 40)) for _ in range(299)]
-    rejected = [round(chance.gauss(140, 48)) for _ in range(299)]
     return {
         "run": "9f2c61d0a4be",
         "started": "2031-05-04T10:15:00+00:00",
@@ -44,22 +44,7 @@ def full_summary() -> dict[str, Any]:
             }
             for name, seconds in SECONDS.items()
         },
-        "data": {
-            "pairs": 299,
-            "drops": {"degenerate": 3, "tie": 9, "votes disagree": 25},
-            "judged_sets": 333,
-            "agreement": 0.8979,
-            "tie_share": 0.027,
-            "best_by_position": {"1": 220, "2": 214, "3": 205},
-            "longer_chosen": 0.531,
-            "longer_chosen_ci": [0.474, 0.587],
-            "longer_chosen_p": 0.31,
-            "length_gap": 9.8,
-            "chosen_lengths": chosen,
-            "rejected_lengths": rejected,
-            "characters_chosen": {"MARLA": 210, "DIETER": 180, "OONA": 122, "PIP": 90},
-            "characters_rejected": {"MARLA": 160, "DIETER": 201, "OONA": 140, "PIP": 111},
-        },
+        "data": data_quality(),
         "training": {
             "step0_loss": 0.6931,
             "eval_loss": 0.5912,
@@ -87,6 +72,56 @@ def full_summary() -> dict[str, Any]:
     }
 
 
+def data_quality() -> Quality:
+    """The figures of `quality.json`."""
+    chance = random.Random(3)
+    return Quality(
+        sets=336,
+        judged_sets=333,
+        pairs=299,
+        drops={"degenerate": 3, "not judged": 3, "tie": 9, "votes disagree": 25},
+        failures=3,
+        degenerate=3,
+        agreement=0.8979,
+        agreement_ci=[0.861, 0.926],
+        agreement_by_model={"judge-1": 0.8979},
+        models_agreement=None,
+        models_agreement_ci=None,
+        self_consistency=0.9375,
+        self_consistency_ci=[0.717, 0.989],
+        repeats=16,
+        tie_share=0.027,
+        best_by_position={"1": 220, "2": 214, "3": 205},
+        expected_by_position={"1": 213, "2": 213, "3": 213},
+        position_p=0.69,
+        longer_chosen=0.531,
+        longer_chosen_ci=[0.474, 0.587],
+        longer_chosen_p=0.31,
+        length_gap=9.8,
+        chosen_lengths=[round(chance.gauss(150, 40)) for _ in range(299)],
+        rejected_lengths=[round(chance.gauss(140, 48)) for _ in range(299)],
+        truncated_completions=0.39,
+        truncated_chosen=0.21,
+        truncated_rejected=0.44,
+        characters_chosen={"MARLA": 210, "DIETER": 180, "OONA": 122, "PIP": 90},
+        characters_rejected={"MARLA": 160, "DIETER": 201, "OONA": 140, "PIP": 111},
+        usage={"judge": {"prompt_tokens": 670_000, "completion_tokens": 120_000, "cost_usd": 0.501}},
+    )
+
+
+def people() -> People:
+    """The figures of `people.json`."""
+    return People(
+        labels=100,
+        matched=96,
+        ranked=84,
+        kappa_best=0.62,
+        kappa_best_ci=[0.47, 0.75],
+        kappa_worst=0.55,
+        kappa_worst_ci=[0.4, 0.69],
+    )
+
+
 def failed_gate_summary() -> dict[str, Any]:
     """A run whose adapter learned little, from a judge that likes length."""
     summary = full_summary()
@@ -96,6 +131,7 @@ def failed_gate_summary() -> dict[str, Any]:
         "longer_chosen_ci": [0.65, 0.76],
         "longer_chosen_p": 2e-9,
     }
+    summary["warnings"] = ["judge.min_agreement: the judge's orders agree on 41.0% of the sets"]
     summary["training"] |= {"eval_accuracy": 0.516, "eval_accuracy_ci": [0.396, 0.634], "step0_loss": 1.588}
     summary["win_rate"] = {"value": 0.539, "ci": [0.41, 0.664], "n": 64}
     summary["gate"] = {
@@ -160,6 +196,7 @@ def pairs(count: int, text: str | None = None) -> list[dict[str, Any]]:
             "prompt": _prompt(i),
             "chosen": [{"role": "assistant", "content": text or _scene(i, 4)}],
             "rejected": [{"role": "assistant", "content": text or _scene(i + 7, 3)}],
+            "reasons": ["judge-1, shown chosen as 3 and rejected as 1: 3 keeps every voice"],
         }
         for i in range(count)
     ]

@@ -36,7 +36,6 @@ def test_a_good_run_needs_no_advice() -> None:
         ("win_rate", {"ci": [0.49, 0.6]}, "Raise training.beta"),
         ("training", {"step0_loss": 1.588}, "the reference is not the adapter"),
         ("training", {"step0_loss": float("nan")}, "the reference is not the adapter"),
-        ("data", {"agreement": 0.49}, "stronger judge.model"),
         ("data", {"longer_chosen": 0.6, "longer_chosen_p": 0.01}, "The longer completion is chosen in 60%"),
         ("data", {"longer_chosen": 0.4, "longer_chosen_p": 0.01}, "The shorter completion is chosen in 60%"),
     ],
@@ -78,3 +77,10 @@ def test_a_run_like_the_first_one_is_told_the_cause_before_all_else() -> None:
     assert "the reference is not the adapter" in first
     assert "Lower training.beta to 0.05" in second
     assert "prefers the rejected" in third
+
+
+def test_stated_limits_that_the_data_do_not_keep_are_advice_and_said_once() -> None:
+    summary = samples.full_summary()
+    summary["data"] |= {"longer_chosen": 0.7, "longer_chosen_p": 1e-9}
+    summary["warnings"] = ["judge.max_longer_chosen: the longer completion is chosen in 70.0% of the pairs"]
+    assert advice(summary) == summary["warnings"]

@@ -61,7 +61,7 @@ def test_every_summary_gives_a_whole_page(name: str) -> None:
 def test_the_page_starts_as_a_document_and_the_decision_comes_first() -> None:
     page = full_page()
     assert page.lstrip().startswith("<!DOCTYPE html>")
-    sections = ("decision", "figures", "plots", "stages", "details", "pairs", "comparisons")
+    sections = ("decision", "figures", "plots", "stages", "data", "training", "pairs", "comparisons")
     places = [page.index(f'id="{section}"') for section in sections]
     assert places == sorted(places)
 
@@ -94,7 +94,7 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     links = [attributes["href"] or "" for tag, attributes in elements if tag == "a"]
     assert len(ids) == len(set(ids))
-    assert len(links) == 6
+    assert len(links) == 7
     assert {link.removeprefix("#") for link in links} <= set(ids)
 
 

@@ -14,6 +14,7 @@ DRAW = {
     "lengths": lambda: plots.lengths(DATA["chosen_lengths"], DATA["rejected_lengths"]),
     "training": lambda: plots.training(samples.steps(), 0.6931),
     "intervals": lambda: plots.intervals({"win rate": (0.848, [0.742, 0.922]), "odd": (0.5, [0.4, 0.6])}),
+    "places": lambda: plots.places(DATA["best_by_position"], DATA["expected_by_position"]),
     "drops": lambda: plots.drops(299, DATA["drops"]),
 }
 
@@ -85,3 +86,4 @@ def test_a_diverged_training_is_still_drawn() -> None:
 def test_no_pairs_at_all_are_still_drawn() -> None:
     assert "pairs kept" in plots.drops(0, {})
     assert "<svg" in plots.lengths([5], [5])
+    assert "shown as 1" in plots.places({"1": 0}, {"1": 0.0})

@@ -1,0 +1,297 @@
+"""Asking judges: every vote on every set that is missing, from one model or a panel, live or in batches.
+
+A vote's key is what the judge is shown, so that none is asked for twice. Replies are kept raw, each with its attempt,
+and read when they are wanted: a mended parser costs no call. What a reply means is decided in `verdicts.py`.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import compress
+from pathlib import Path
+from typing import Any, Self
+
+from nothing_gpt.batches import ask_in_batches
+from nothing_gpt.config import JudgeSettings
+from nothing_gpt.endpoint import Endpoint, Service
+from nothing_gpt.errors import BadRowError, FatalError
+from nothing_gpt.failures import Failure, Failures
+from nothing_gpt.journal import Journal
+from nothing_gpt.preferences import JudgedSet
+from nothing_gpt.progress import Advance, progress
+from nothing_gpt.records import CompletionSet, digest
+from nothing_gpt.replies import Meter, Reply
+from nothing_gpt.store import Store
+from nothing_gpt.verdicts import RESPONSE_FORMAT, Ask, Ballot, Step, Verdict, ballots, next_step, question
+
+RUBRIC = Path(__file__).parent / "rubric.md"
+BATCHES = 4
+"""Batches one after the other: a question may want a doubled token cap and a re-ask, and one refuses the schema."""
+DEGENERATE = "fewer than two distinct completions"
+
+
+def read_rubric(file: str | None) -> str:
+    """The judge's instructions. Raises FatalError where the file cannot be read or is empty."""
+    path = Path(file) if file else RUBRIC
+    try:
+        rubric = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FatalError(f"{path}: cannot read the rubric ({error.strerror}); check judge.rubric") from None
+    except UnicodeDecodeError:
+        raise FatalError(f"{path}: the rubric is not text in UTF-8; save it so") from None
+    if not rubric.strip():
+        raise FatalError(f"{path}: the rubric is empty; write into it what the judge shall look for")
+    return rubric
+
+
+class Judging:
+    """Votes on sets of completions under one group of settings: `ask`, then `result` a set. A context manager.
+
+    The models of a panel are asked one after the other, so that `concurrency` bounds all traffic and `max_cost_usd`
+    what they cost together. A ballot that an earlier run gave up is asked anew.
+    """
+
+    def __init__(self, store: Store, settings: JudgeSettings, service: Service):
+        rubric = read_rubric(settings.rubric)
+        names = dict.fromkeys([service.model, *settings.panel])
+        panel = [replace(service, model=name, identity=name) for name in names if name != service.model]
+        self._settings = settings
+        self._judges = [_Judge(store, settings, judge, rubric) for judge in [service, *panel]]
+        self._failures: Failures | None = None
+
+    def __enter__(self) -> Self:
+        self._open = ExitStack()
+        for judge in self._judges:
+            self._open.enter_context(judge.journal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """What all votes cost, those kept from before included, in sum and by model."""
+        meters = {judge.service.model: judge.meter for judge in self._judges}
+        costs = [meter.cost_usd for meter in meters.values()]
+        cost = None if None in costs else sum(cost or 0.0 for cost in costs)
+        models = {name: meter.figures() for name, meter in meters.items()}
+        return _together(meters.values()).figures() | {"cost_usd": cost, "models": models}
+
+    def ask(self, sets: Sequence[CompletionSet], label: str) -> None:
+        """Asks for all missing votes; connects only if there are any. Sets are gone through twice a model, one at a
+        time.
+
+        Raises:
+            FatalError: no call can be answered, the spending limit is reached, or more than `max_failed_share` of the
+                sets lack a vote that could not be had.
+            TransientError: the endpoint stopped answering. What was answered is kept in all cases.
+        """
+        self._failures = Failures(label, "judge.max_failed_share", self._settings.max_failed_share, len(sets))
+        for judge in self._judges:
+            name = label if len(self._judges) == 1 else f"{label}: {judge.service.model}"
+            others = sum(other.meter.cost_usd or 0.0 for other in self._judges if other is not judge)
+            judge.ask(lambda: self._ballots(sets), self._failures, name, others)
+
+    def result(self, item: CompletionSet) -> JudgedSet:
+        """The set with the votes and repeats that there are, and where votes are missing the first one's reason."""
+        steps = self._steps(item)
+        votes = [step for ballot, step in steps if isinstance(step, Verdict) and not ballot.repeat]
+        repeats = [step for ballot, step in steps if isinstance(step, Verdict) and ballot.repeat]
+        failure = self._failure(steps)
+        return JudgedSet(item, votes, failure.reason if failure else None, repeats)
+
+    def failure(self, item: CompletionSet) -> Failure | None:
+        """Why the first of the set's missing votes could not be had; None where none is missing."""
+        return self._failure(self._steps(item))
+
+    def _steps(self, item: CompletionSet) -> list[tuple[Ballot, Step]]:
+        wanted = ballots(item, self._settings)
+        return [(ballot, judge.step(ballot)) for judge in self._judges for ballot in wanted]
+
+    def _failure(self, steps: Sequence[tuple[Ballot, Step]]) -> Failure | None:
+        if not steps:
+            return Failure(DEGENERATE, None, 0)
+        for ballot, step in steps:
+            if isinstance(step, BadRowError) and not ballot.repeat:
+                return Failure(str(step), step.status, step.attempts)
+            if isinstance(step, Ask) and not ballot.repeat:
+                failure = self._failures.get(ballot.row) if self._failures else None
+                return failure or Failure("not asked", None, 0)
+        return None
+
+    def _ballots(self, sets: Iterable[CompletionSet]) -> Iterator[Ballot]:
+        """What is wanted of each model; a set that is there twice is asked about once."""
+        seen: set[bytes] = set()
+        for item in sets:
+            wanted = ballots(item, self._settings)
+            if wanted and (row := bytes.fromhex(wanted[0].row)) not in seen:
+                seen.add(row)
+                yield from wanted
+
+
+class _Judge:
+    """One model and its replies, which are kept under all that decides them but what is shown."""
+
+    def __init__(self, store: Store, settings: JudgeSettings, service: Service, rubric: str):
+        self.service = service
+        self.meter = Meter(settings.prices.get(service.model))
+        self._store = store
+        self._settings = settings
+        self._rubric = rubric
+        self._plain = False
+        self._partition = digest(
+            {
+                "judge": service.identity,
+                "temperature": settings.temperature,
+                "max_tokens": settings.max_tokens,
+                "rubric": digest(rubric),
+            }
+        )[:16]
+        self.journal = Journal(store, f"judging/{self._partition}")
+
+    def step(self, ballot: Ballot) -> Step:
+        """What the ballot's replies come to."""
+        return next_step(self._replies(ballot), ballot.order)
+
+    def ask(self, wanted: Callable[[], Iterator[Ballot]], failures: Failures, label: str, spent_usd: float) -> None:
+        """Asks for what is missing; `spent_usd` is what others have of `max_cost_usd`. Raises as `Judging.ask`."""
+        settings = self._settings
+        if settings.max_cost_usd is not None:
+            settings = settings.model_copy(update={"max_cost_usd": settings.max_cost_usd - spent_usd})
+        with self.journal.alone():
+            answered_by, waiting = None, bytearray()
+            for ballot in wanted():
+                replies = self._replies(ballot)
+                waiting.append(not isinstance(next_step(replies, ballot.order), Verdict))
+                for reply in replies:
+                    self.meter.recall(reply)
+                    answered_by = reply.model or answered_by
+            if settings.batch and any(waiting):
+                self._ask_in_batches(wanted, failures, label, settings)
+            elif any(waiting):
+                endpoint = Endpoint(self.service, settings, "judge", answered_by, self.meter)
+                with progress(label, len(waiting), len(waiting) - sum(waiting)) as advance:
+                    asyncio.run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
+
+    async def _ask(self, endpoint: Endpoint, ballots: Iterable[Ballot], failures: Failures, advance: Advance) -> None:
+        async with endpoint:
+
+            async def vote(ballot: Ballot) -> None:
+                try:
+                    await self._vote(endpoint, ballot)
+                except BadRowError as error:
+                    failures.add(ballot.row, error)
+                cost = endpoint.meter.cost_usd
+                advance(note=f"${cost:.2f}" if cost else "")
+
+            await endpoint.each(ballots, lambda _: 1, vote)
+
+    async def _vote(self, endpoint: Endpoint, ballot: Ballot) -> None:
+        """Asks until the replies come to a verdict. Raises BadRowError where they are given up."""
+        replies = self._replies(ballot)
+        step = next_step(replies, ballot.order)
+        step = Ask() if isinstance(step, BadRowError) else step
+        while isinstance(step, Ask):
+            reply = await self._reply(endpoint, ballot, step)
+            self.journal.add(f"{ballot.key}/{len(replies)}", reply.row())
+            replies.append(reply)
+            step = next_step(replies, ballot.order)
+        if isinstance(step, BadRowError):
+            raise step
+
+    async def _reply(self, endpoint: Endpoint, ballot: Ballot, ask: Ask) -> Reply:
+        """One reply, held to the schema where the endpoint can."""
+        request = self._request(ballot, ask)
+        try:
+            return await endpoint.chat(**request)
+        except BadRowError as error:
+            if "response_format" not in request or not _refuses_schema(error):
+                raise
+        del request["response_format"]
+        reply = await endpoint.chat(**request)
+        self._plain = True
+        return reply
+
+    def _ask_in_batches(
+        self, wanted: Callable[[], Iterator[Ballot]], failures: Failures, label: str, settings: JudgeSettings
+    ) -> None:
+        """The same in batches: what the replies of one batch want goes into the next."""
+        failed: dict[str, BadRowError] = {}
+
+        def handle(key: str, answer: Reply | BadRowError) -> None:
+            if isinstance(answer, BadRowError):
+                failed[key] = answer
+            else:
+                self.journal.add(key, answer.row())
+
+        for batch in range(BATCHES):
+            plain, earlier, failed_before = self._plain, self.meter, len(failed)
+            due = self._due(wanted(), anew=batch == 0)
+            requests = ((key, self._request(ballot, ask)) for key, ballot, ask in due if key not in failed)
+            kept = (reply for ballot in wanted() for reply in self._replies(ballot))
+            folder = f"batches/judging-{self._partition}"
+            self.meter = ask_in_batches(
+                self.service, settings, "judge", self._store, folder, requests, handle, label, kept=kept
+            )
+            asked = self.meter.calls > 0 or len(failed) > failed_before
+            self.meter.calls += earlier.calls
+            self.meter.kept -= earlier.calls
+            self.meter.retries += earlier.retries
+            self.meter.seconds.extend(earlier.seconds)
+            if not asked:
+                break
+            for key, ballot, _ in self._due(wanted(), anew=True):
+                if key in failed and not plain and _refuses_schema(failed[key]):
+                    self._plain = True
+                    del failed[key]
+                elif key in failed:
+                    failures.add(ballot.row, failed[key])
+        for ballot in wanted():
+            step = self.step(ballot)
+            if isinstance(step, BadRowError):
+                failures.add(ballot.row, step)
+
+    def _due(self, ballots: Iterable[Ballot], anew: bool) -> Iterator[tuple[str, Ballot, Ask]]:
+        """What is to be asked next, and the key of the reply to it; `anew`: what was given up as well."""
+        for ballot in ballots:
+            replies = self._replies(ballot)
+            step = next_step(replies, ballot.order)
+            if isinstance(step, BadRowError) and anew:
+                step = Ask()
+            if isinstance(step, Ask):
+                yield f"{ballot.key}/{len(replies)}", ballot, step
+
+    def _request(self, ballot: Ballot, ask: Ask) -> dict[str, Any]:
+        settings, item = self._settings, ballot.item
+        asked = question(self._rubric, item.prompt.messages, [item.completions[i] for i in ballot.order])
+        return {
+            "messages": [*asked, *ask.after],
+            "max_tokens": settings.max_tokens * (2 if ask.doubled else 1),
+            **({} if settings.temperature is None else {"temperature": settings.temperature}),
+            **({} if self._plain else {"response_format": RESPONSE_FORMAT}),
+        }
+
+    def _replies(self, ballot: Ballot) -> list[Reply]:
+        replies: list[Reply] = []
+        while (row := self.journal.get(f"{ballot.key}/{len(replies)}")) is not None:
+            replies.append(Reply.of(row))
+        return replies
+
+
+def _refuses_schema(error: BadRowError) -> bool:
+    return re.search("response_format|schema", str(error)) is not None
+
+
+def _together(meters: Iterable[Meter]) -> Meter:
+    """The counts of several meters, without a price."""
+    total = Meter()
+    for meter in meters:
+        total.calls += meter.calls
+        total.kept += meter.kept
+        total.retries += meter.retries
+        total.prompt_tokens += meter.prompt_tokens
+        total.completion_tokens += meter.completion_tokens
+        total.seconds.extend(meter.seconds)
+    return total
