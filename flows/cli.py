@@ -22,9 +22,13 @@ from nothing_gpt.config import Settings, load_settings
 from nothing_gpt.errors import FatalError, exits_cleanly
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
+from nothing_gpt.report.terminal import closing_table
 from nothing_gpt.store import Store, open_store
 
 EMBEDDED = Path(__file__).parents[1] / "deployments" / "embedded.yaml"
+RECOMMENDED = EMBEDDED.parent / "presets" / "recommended.yaml"
+DEFAULT = [EMBEDDED]
+ALONE = [RECOMMENDED]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,13 +40,18 @@ adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
 out = Console(highlight=False, soft_wrap=True)
 
-SettingsFile = Annotated[Path, typer.Option("--settings", help="YAML file of settings; default: the embedded place.")]
+SettingsFiles = Annotated[
+    list[Path],
+    typer.Option(
+        "--settings", help="YAML file of settings; a further one changes what it names. Default: the embedded place."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 
 
 @app.command()
 def run(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     prompts: Annotated[list[Path] | None, typer.Option(help="Prompts file; may be given several times.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
@@ -50,7 +59,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and what it costs.")] = False,
 ) -> None:
     """Run the chain; go on where an earlier run stopped."""
-    settings = _load(settings_file, overrides, prompts, seed)
+    settings = _load(settings_files, overrides, prompts, seed)
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
     read_prompts(*map(Path, settings.prompts.paths))  # so that a mistake in one shows before anything is started
@@ -70,13 +79,41 @@ def run(
 
 
 @app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with train.jsonl and val.jsonl.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter to start from.")],
+    base: Annotated[str | None, typer.Option(help="Base model: short for --set place.base_model=BASE.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", help="New folder for a copy of the trained adapter.")] = None,
+    settings_files: Annotated[
+        list[Path], typer.Option("--settings", help="YAML file of settings; default: the recommended preset.")
+    ] = ALONE,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
+) -> None:
+    """Train alone: on any pairs, from any adapter. Go on where an earlier training stopped."""
+    given = [*(overrides or []), *([f"place.base_model={json.dumps(base)}"] if base else [])]
+    settings = load_settings(settings_files, given, seed)
+    if output and output.exists():
+        raise FatalError(f"--out {output}: exists already and may be served; name a new folder")
+    with prefect_server(settings):
+        from flows.training import training_pipeline
+
+        result = training_pipeline(data.absolute(), adapter.absolute(), settings.training, settings.place)
+    if output:
+        shutil.copytree(result["folder"], output)
+    stage = {"status": "cached" if result["reused"] else "ran", "rows": result["metrics"]["train_pairs"]}
+    out.print(closing_table({"stages": {"train": stage}, "training": result["metrics"]}), soft_wrap=False)
+    say(f"trained adapter: {output or result['folder']}")
+
+
+@app.command()
 def report(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Show the last run, and where its report page is."""
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     if as_json:
         print(json.dumps(_last_summary(settings), indent=1))
     else:
@@ -85,12 +122,12 @@ def report(
 
 @app.command()
 def serve(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve the promoted adapter on this machine until Ctrl-C."""
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     from flows.serving import serve_current
 
     stop = threading.Event()
@@ -102,11 +139,11 @@ def serve(
 
 
 @app.command()
-def doctor(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+def doctor(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """Check what is installed, reachable and missing, and what each lack prevents."""
     from flows.doctor import examine
 
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     findings = examine(settings)
     for finding in findings:
         out.print(
@@ -119,7 +156,7 @@ def doctor(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) 
 
 @app.command()
 def prune(
-    settings_file: SettingsFile = EMBEDDED,
+    settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
@@ -129,7 +166,7 @@ def prune(
     """
     from flows.prune import delete, unreferenced
 
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     store = _store(settings)
     found = unreferenced(Workshop(store, Path(settings.place.data) / "work"))
     for item in found:
@@ -142,11 +179,11 @@ def prune(
 
 
 @adapters.command("list")
-def list_adapters(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+def list_adapters(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """List the promoted versions; the arrow marks the current one."""
     from nothing_gpt.serve.registry import read_registry
 
-    registry = read_registry(_store(_load(settings_file, overrides)))
+    registry = read_registry(_store(_load(settings_files, overrides)))
     table = Table("", "version", "name", "fingerprint", "digest", "accuracy", "win rate", box=None)
     for version in registry.versions:
         table.add_row(
@@ -162,9 +199,9 @@ def list_adapters(settings_file: SettingsFile = EMBEDDED, overrides: Overrides =
 
 
 @adapters.command()
-def rollback(settings_file: SettingsFile = EMBEDDED, overrides: Overrides = None) -> None:
+def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """Take the current adapter back: the one that it replaced becomes current again, on a running server too."""
-    settings = _load(settings_file, overrides)
+    settings = _load(settings_files, overrides)
     from flows.serving import roll_back_current
 
     version = roll_back_current(settings)
@@ -181,12 +218,12 @@ def main() -> None:
 
 
 def _load(
-    file: Path, overrides: list[str] | None, prompts: list[Path] | None = None, seed: int | None = None
+    files: list[Path], overrides: list[str] | None, prompts: list[Path] | None = None, seed: int | None = None
 ) -> Settings:
     given = list(overrides or [])
     if prompts:
         given.append(f"prompts.paths={json.dumps([str(path) for path in prompts])}")
-    return load_settings(file, given, seed)
+    return load_settings(files, given, seed)
 
 
 def _store(settings: Settings) -> Store:
@@ -202,8 +239,6 @@ def _last_summary(settings: Settings) -> dict[str, Any]:
 
 
 def _show_last_run(settings: Settings) -> None:
-    from nothing_gpt.report.terminal import closing_table
-
     summary = _last_summary(settings)
     page = _store(settings).fetch(f"runs/{summary['run']}/report.html")
     shutil.copyfile(page, Path(settings.place.data) / "report.html")

@@ -47,9 +47,10 @@ def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
         sample = step(scripts, place)
         asked = step(prompts, place, files or [place.workshop.file(sample, "prompts.jsonl")])
         tiny = step(base, place, sample)
-        models = Models(Base(str(place.workshop.folder(tiny)), tiny.digest), step(sft, place, sample, tiny))
+        tiny_base = Base(str(place.workshop.folder(tiny)), tiny.digest)
+        models = Models(tiny_base, place.start(step(sft, place, sample, tiny)))
     else:
-        models = Models(place.base(), step(adopt_adapter, place))
+        models = Models(place.base(), place.start(step(adopt_adapter, place)))
         asked = step(prompts, place, files)
     completions = step(generate_pairs, place, models, asked)
     judged = step(judge, place, completions)

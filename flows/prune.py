@@ -1,8 +1,9 @@
 """What may be deleted: whatever neither the last run nor a promoted adapter refers to, directly or through lineage.
 
 That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
-was answered, a scratch folder the training's checkpoints. Without them the next run asks and trains again. Journals
-stay while an artifact that is kept lacks failed rows: the next run tries these again, and is to ask for no others.
+was answered, a scratch folder and `checkpoints` what training goes on from. Without them the next run asks and trains
+again. Journals stay while an artifact that is kept lacks failed rows: the next run tries these again, and is to ask for
+no others.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 from flows.record import last_run
 from nothing_gpt.artifacts import MANIFEST, Workshop, live_leases
+from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store
@@ -36,6 +38,7 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     folders = [key for key in made if key not in kept]
     if not any(manifest.failed for key in kept if (manifest := workshop.manifest(key))):
         folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
+    folders += sorted({"/".join(key.split("/")[:2]) for key in workshop.store.list(CHECKPOINTS)})
     return [*map(_stored(workshop), folders), *_scratch(workshop.work)]
 
 

@@ -27,8 +27,7 @@ def serve_current(settings: Settings, port: int) -> Iterator[str]:
             raise FatalError("serve: this place has a vLLM of its own, which serves already; see place.serve_url")
         workshop = place.workshop
         current = _current(place)
-        start = _manifest(workshop, _manifest(workshop, current.artifact).lineage["adapter"])
-        base = workshop.store.fetch(f"{start.lineage['base']}/config.json").parent
+        base = workshop.store.fetch(f"{_base(workshop, current.artifact)}/config.json").parent
         adapter = workshop.store.fetch(f"{current.artifact}/{CONFIG}").parent
         with LocalVLLM(base, place.logs / "serve.log", port=port) as server:
             VLLM(server.base_url).load(current.name, str(adapter))
@@ -56,6 +55,12 @@ def _current(place: Place) -> Version:
     if version is None:
         raise FatalError("no adapter is promoted; run `nothing-gpt run` first")
     return version
+
+
+def _base(workshop: Workshop, adapter: str) -> str:
+    """Key of the base model that an adapter was first trained on, however many rounds ago."""
+    lineage = _manifest(workshop, adapter).lineage
+    return lineage["base"] if "base" in lineage else _base(workshop, lineage["adapter"])
 
 
 def _manifest(workshop: Workshop, key: str) -> Manifest:

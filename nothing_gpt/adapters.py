@@ -31,10 +31,11 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: a folder or hub name to load it from, and what it is, whatever its address."""
+    """A base model: a folder or hub name to load it from, what it is, whatever its address, a hub model's commit."""
 
     location: str
     identity: str
+    revision: str | None = None
 
 
 def adapter_digest(folder: Path) -> str:

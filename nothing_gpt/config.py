@@ -5,9 +5,9 @@ are never part of a group, so they reach no fingerprint, log, artifact or flow p
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -201,18 +201,30 @@ class JudgeSettings(EndpointSettings):
 
 
 class TrainingSettings(Group):
-    """Stage 3: DPO with TRL, on the adapter that made the completions."""
+    """Stage 3: DPO with TRL, on the adapter that made the completions.
+
+    The defaults are those of `deployments/presets/recommended.yaml`, but for gradient checkpointing.
+    """
 
     beta: float = Field(
         default=0.1,
         gt=0,
         le=10,
-        description="Strength of the KL penalty that ties the policy to the "
-        "reference. Lower (0.05, 0.01) moves further; higher (0.3 to 0.5) stays close to SFT. "
-        "Accuracy below 0.55: lower it. Good accuracy but worse text: raise it.",
+        description="Strength of the KL penalty that ties the policy to the reference, and the first thing to tune. "
+        "0.1 is where to begin. Lower (0.05, 0.01) moves further and may forget what SFT taught; higher (0.3 to 0.5) "
+        "stays close to SFT and learns less. Accuracy below 0.55: lower it to 0.05. Good accuracy but worse text: "
+        "raise it. sigmoid_norm divides by the length, and wants 2 to 10.",
     )
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"] = Field(
-        default="sigmoid", description="sigmoid is standard DPO (Rafailov et al. 2023) and the most studied."
+        default="sigmoid",
+        description="sigmoid is standard DPO (Rafailov et al. 2023) and the most studied. hinge has a sharper gradient "
+        "and is less stable; ipo scales otherwise and resists overfitting; robust expects wrong labels (see "
+        "label_smoothing); apo_zero raises the chosen text's probability; sigmoid_norm forgets about lengths.",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["measured"] = Field(
+        default=0.0,
+        description="robust only: share of the pairs (0 to 0.5) whose sides are taken to be swapped. measured: as "
+        "often as the judge's vote must be wrong, given how often its two votes disagreed.",
     )
     sft_weight: float = Field(
         default=0.0,
@@ -226,42 +238,78 @@ class TrainingSettings(Group):
         default=2e-5,
         gt=0,
         le=1e-1,
-        description="Peak learning rate. 5e-6 over 58 steps is too "
-        "small a budget to learn; QLoRA recipes use 2e-5 to 1e-4.",
+        description="Peak learning rate. 5e-6 over 58 steps is too small a budget to learn; QLoRA recipes use 2e-5 to "
+        "1e-4. Too high diverges: the loss jumps, or is no number.",
     )
     num_train_epochs: float = Field(
-        default=2, gt=0, le=100, description="Passes over the pairs. Many on few pairs overfit."
+        default=2,
+        gt=0,
+        le=100,
+        description="Passes over the pairs. 1 to 3; more overfits fewer than some thousands of pairs: the validation "
+        "loss rises again.",
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="linear", description="Decay of the learning rate."
+        default="linear",
+        description="Decay of the learning rate after the warm-up. cosine stays high for longer and ends more gently.",
     )
-    warmup_steps: float = Field(default=0.1, ge=0, description="Steps of warm-up; below 1 it is a share of all steps.")
+    warmup_steps: float = Field(
+        default=0.1,
+        ge=0,
+        description="Steps of warm-up; below 1 it is a share of all steps. 5 to 10 % is usual; a third of a short run "
+        "leaves too few steps at the full rate.",
+    )
     per_device_train_batch_size: int = Field(
-        default=4, ge=1, description="Pairs a micro-batch; each costs two sequences."
+        default=4,
+        ge=1,
+        description="Pairs a micro-batch, each of which costs two sequences. Halve it where memory ends.",
     )
     per_device_eval_batch_size: int = Field(default=4, ge=1, description="Pairs a micro-batch in evaluation.")
     gradient_accumulation_steps: int = Field(
         default=4,
         ge=1,
-        description="Micro-batches an update. 16 pairs an update is "
-        "usual; below 8 is noisy, above 32 wastes a small set.",
+        description="Micro-batches an update. Times the micro-batch, 16 pairs an update is usual; below 8 is noisy, "
+        "above 32 wastes a small set.",
     )
     max_length: int = Field(
         default=2048,
         ge=8,
-        description="Most tokens of prompt and completion together. A longer pair is refused, never cut silently.",
+        description="Most tokens of a prompt and one completion together. What happens to a longer pair is long_pairs.",
     )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: slower, much less memory.")
-    precompute_ref_log_probs: bool = Field(default=True, description="Run the reference once instead of at every step.")
+    long_pairs: Literal["refuse", "drop", "truncate"] = Field(
+        default="refuse",
+        description="What becomes of a pair longer than max_length. refuse stops; drop leaves the pair out; truncate "
+        "cuts the end of the completion, and leaves out a pair whose prompt alone is too long or whose sides become "
+        "equal. Counted in metrics.json.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations anew in the backward pass: a third slower, much less memory."
+    )
+    precompute_ref_log_probs: bool = Field(
+        default=True, description="Run the reference once, and keep what it says, instead of at every step."
+    )
     quantization: Literal["none", "nf4"] = Field(
-        default="none", description="nf4 loads the base in 4 bits (CUDA only)."
+        default="none",
+        description="none: the base in bfloat16 on a CUDA device (6.4 GB for 3B parameters), in float32 on a CPU. nf4: "
+        "in 4 bits, CUDA only, slower and for smaller cards.",
     )
-    eval_steps: int = Field(default=25, ge=1, description="Evaluate every so many steps.")
+    eval_steps: int = Field(default=25, ge=1, description="Evaluate every so many steps; 50 for long runs.")
     save_steps: int = Field(
         default=25, ge=1, description="Checkpoint every so many steps; a preemption repeats at most these."
     )
     logging_steps: int = Field(default=10, ge=1, description="Log metrics every so many steps.")
     seed: int = Field(default=42, ge=0, description="Order of the data and dropout.")
+    starting_version: int = Field(
+        default=0,
+        ge=0,
+        description="What the round starts from, samples with and is compared to. 0: the SFT adapter. n: the promoted "
+        "version n (`nothing-gpt adapters list`), for a second round on its own completions.",
+    )
+
+    @model_validator(mode="after")
+    def _only_robust_is_smoothed(self) -> Self:
+        if self.label_smoothing and self.loss_type != "robust":
+            raise ValueError("label_smoothing is for loss_type=robust; the other losses ignore it")
+        return self
 
 
 class GateSettings(Group):
@@ -314,6 +362,11 @@ class PlaceSettings(Group):
     base_model: str | None = Field(
         default=None, description="local: base model that is trained, a folder or a hub name."
     )
+    base_revision: str | None = Field(
+        default=None,
+        description="local: commit of the base model where that is a hub name, which may change there at any time. "
+        "A private model wants HF_TOKEN in the environment.",
+    )
     sft_adapter: str | None = Field(
         default=None, description="local: folder of the starting adapter; empty: SFT_ADAPTER_PATH."
     )
@@ -343,6 +396,12 @@ class Settings(Group):
             raise ValueError("place.base_model is empty; name the base model that the SFT adapter belongs to")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_measured_can_be(self) -> Self:
+        if self.training.label_smoothing == "measured" and self.judge.votes == 1:
+            raise ValueError("training.label_smoothing: measured needs judge.votes=2: one vote disagrees with nobody")
+        return self
+
 
 class Environment(BaseSettings):
     """What the environment may hold: the guide's variables. Secrets stay `SecretStr`."""
@@ -358,15 +417,22 @@ class Environment(BaseSettings):
     sft_adapter_path: Path = Path("/vol/adapters/nothing-gpt-sft")
     adapter_path: Path = Path("/vol/adapters/nothing-gpt")
     base_model: str | None = None
+    base_revision: str | None = None
 
 
-def load_settings(file: Path | None = None, overrides: Iterable[str] = (), seed: int | None = None) -> Settings:
-    """Settings from a YAML file and `group.key=value` overrides; `seed` sets every group's seed.
+def load_settings(
+    files: Path | Sequence[Path] | None = None, overrides: Iterable[str] = (), seed: int | None = None
+) -> Settings:
+    """Settings from YAML files, where a later one changes single keys of an earlier one, and `group.key=value`
+    overrides; `seed` sets every group's seed.
 
     Raises:
-        FatalError: the file cannot be read, or a setting is unknown, of the wrong type or out of bounds.
+        FatalError: a file cannot be read, or a setting is unknown, of the wrong type or out of bounds.
     """
-    values: dict[str, Any] = _read_yaml(file) if file else {}
+    values: dict[str, Any] = {}
+    for file in [files] if isinstance(files, Path) else files or ():
+        for group, given in _read_yaml(file).items():
+            values.setdefault(group, {}).update(given)
     for override in overrides:
         name, equals, text = override.partition("=")
         group, dot, key = name.strip().partition(".")

@@ -1,11 +1,17 @@
 """What we add to TRL's trainers. It imports torch and all that, so only what trains imports it."""
 
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from nothing_gpt.checkpoints import Checkpoints
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import progress
 
 
@@ -26,9 +32,60 @@ class ShowSteps(TrainerCallback):
         self._shown.close()
 
 
+class Survive(TrainerCallback):
+    """Copies every checkpoint away, and ends training with one when the process is asked to stop (SIGTERM).
+
+    Transformers' own answer to SIGTERM waits three seconds and saves in the middle of a step; this one saves at the
+    step's end, so that what is gone on from is what an undisturbed run went through.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._training = self._asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Obeys SIGTERM. Outside of the training itself there is nothing to save, and it raises TransientError."""
+        before = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._training = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # a preempted machine has half a minute
+        if control.should_save:
+            control.should_log = True  # or the steps since the last log would be in no log after a resume
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._checkpoints.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._training = False
+
+    def _stop(self, *_: Any) -> None:
+        self._asked = True
+        if not self._training:
+            raise TransientError("train: asked to stop; run again to go on")
+
+
 class PreferenceTrainer(DPOTrainer):
-    """TRL's DPO trainer, which evaluates by the preference loss alone, whatever is added to it in training: so the loss
-    before the first update is known, and losses of runs with other weights can be compared."""
+    """TRL's DPO trainer, which stops at a loss that is no number, and evaluates by the preference loss alone, whatever
+    is added to it in training: so the loss before the first update is known, and runs with other weights compare."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FatalError(
+                f"train: the loss of step {self.state.global_step + 1} is {loss.item()}; lower training.learning_rate "
+                f"to {self.args.learning_rate / 4:.2g}; the last whole checkpoint is kept"
+            )
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         weights = self.loss_weights
@@ -37,3 +94,25 @@ class PreferenceTrainer(DPOTrainer):
             return super().evaluate(*args, **kwargs)
         finally:
             self.loss_weights = weights
+
+    def pair_margins(self) -> list[float]:
+        """Reward margin of each validation pair: beta times the difference of the two log-ratios (equation 7 of the
+        DPO paper: the argument of its sigmoid)."""
+        margins: list[float] = []
+        model: Any = self.model
+        model.eval()
+        for batch in self.get_eval_dataloader():
+            reference_chosen, reference_rejected = self.compute_ref_log_probs(model, batch)
+            labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+            with torch.no_grad(), self.accelerator.autocast():
+                outputs = model(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    labels=labels,
+                    use_cache=False,
+                    fused_lm_head=True,
+                )
+            chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
+            ratios = (chosen - reference_chosen) - (rejected - reference_rejected)
+            margins.extend((self.beta * ratios).tolist())
+        return margins

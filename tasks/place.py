@@ -66,6 +66,23 @@ class Place:
         """The judge's endpoint."""
         raise NotImplementedError
 
+    def start(self, sft: Artifact) -> Artifact:
+        """What the round starts from: the SFT adapter, or the promoted version that `training.starting_version` names.
+
+        Raises:
+            FatalError: there is no such version, or its files are gone.
+        """
+        number = self.settings.training.starting_version
+        if number == 0:
+            return sft
+        version = read_registry(self.workshop.store).version(number)
+        found = self.workshop.find(*version.artifact.split("/")) if version else None
+        if found is None:
+            raise FatalError(
+                f"training.starting_version: no promoted version {number} here; see `nothing-gpt adapters list`"
+            )
+        return found
+
     def adapter(self, models: Models, artifact: Artifact) -> Service:
         """One adapter's endpoint, under a versioned name: whatever is promoted later, the name means this one."""
         folder = self.workshop.folder(artifact)
@@ -142,23 +159,32 @@ class LocalPlace(Place):
         return {name: folder / name for name in (CONFIG, "adapter_model.safetensors")}
 
     def base(self) -> Base:
-        """The user's base model. A hub model is known by its name, a folder by its configuration and, lest gigabytes be
-        read at every run, by size and first MiB of its weights.
+        """The user's base model. Raises FatalError as `known_base`."""
+        return known_base(self.settings.place.base_model or "", self.settings.place.base_revision)
 
-        Raises:
-            FatalError: a path that is no model's folder.
-        """
-        location = self.settings.place.base_model or ""
-        folder = Path(location).expanduser()
-        if not (folder / "config.json").is_file():
-            if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
-                raise FatalError(f"place.base_model: {location} is no folder with a config.json, and no hub name")
-            return Base(location, location)
-        weights = [
-            [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
-            for path in sorted(folder.glob("*.safetensors"))
-        ]
-        return Base(str(folder), digest([file_digest(folder / "config.json"), *weights]))
+
+def known_base(location: str, revision: str | None) -> Base:
+    """A base model by what it is: a hub model by its name and commit, a folder by its configuration and, lest gigabytes
+    be read at every run, by size and first MiB of its weights.
+
+    Raises:
+        FatalError: a path that is no model's folder, or a hub name without a commit.
+    """
+    folder = Path(location).expanduser()
+    if not (folder / "config.json").is_file():
+        if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
+            raise FatalError(f"place.base_model: {location} is no folder with a config.json, and no hub name")
+        if revision is None:
+            raise FatalError(
+                f"place.base_revision: {location} is a hub name, behind which a model may change; give the commit, as "
+                f"the model's page lists it under Files, History"
+            )
+        return Base(location, f"{location}@{revision}", revision)
+    weights = [
+        [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
+        for path in sorted(folder.glob("*.safetensors"))
+    ]
+    return Base(str(folder), digest([file_digest(folder / "config.json"), *weights]))
 
 
 def _first_mib(path: Path) -> bytes:

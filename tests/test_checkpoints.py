@@ -1,4 +1,7 @@
-"""Checkpoints: only a whole one may be gone on from, and a damaged one leads to the next older."""
+"""Checkpoints: only a whole one may be gone on from, of disk or store; a damaged one leads to the next older.
+
+Each damage is one that was seen to crash a resumed training, to restart it silently, or to let it silently diverge.
+"""
 
 import json
 import zipfile
@@ -9,13 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nothing_gpt.checkpoints import newest_whole
+from nothing_gpt.checkpoints import COMPLETE, Checkpoints, fetch_folder, keep_folder, newest_whole
+from nothing_gpt.errors import FatalError
+from nothing_gpt.store import FolderStore, Store
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir()
-    save_file({"lora_A": np.ones((2, 2))}, checkpoint / "adapter_model.safetensors")
+    (checkpoint / "ref").mkdir(parents=True)
+    save_file({"lora_A": np.full((2, 2), step, np.float32)}, checkpoint / "adapter_model.safetensors")
+    save_file({"lora_A": np.ones((2, 2), np.float32)}, checkpoint / "ref" / "adapter_model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with zipfile.ZipFile(checkpoint / name, "w") as archive:
             archive.writestr("data", b"0" * 100)
@@ -33,6 +39,10 @@ def cut(name: str) -> Callable[[Path], None]:
 
 def remove(name: str) -> Callable[[Path], None]:
     return lambda checkpoint: (checkpoint / name).unlink()
+
+
+def not_finite(checkpoint: Path) -> None:
+    save_file({"lora_A": np.full((2, 2), np.nan, np.float32)}, checkpoint / "adapter_model.safetensors")
 
 
 def test_the_newest_is_taken_by_its_step_and_not_by_its_name(tmp_path: Path) -> None:
@@ -55,6 +65,9 @@ def test_the_newest_is_taken_by_its_step_and_not_by_its_name(tmp_path: Path) -> 
         cut("scheduler.pt"),
         remove("rng_state.pth"),
         cut("rng_state.pth"),
+        remove("ref/adapter_model.safetensors"),
+        cut("ref/adapter_model.safetensors"),
+        not_finite,
     ],
 )
 def test_a_damaged_one_leads_to_the_next_older(tmp_path: Path, damage: Callable[[Path], None]) -> None:
@@ -68,3 +81,84 @@ def test_without_a_whole_one_training_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     assert newest_whole(tmp_path) is None
     assert newest_whole(tmp_path / "missing") is None
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Path:
+    """The disk of another machine, which goes on after a preemption."""
+    return tmp_path / "other"
+
+
+def test_another_machine_goes_on_from_the_store_s_newest(disk: Path, other_disk: Path, store: Store) -> None:
+    here = Checkpoints(disk, store, "run-1")
+    for step in (5, 10):
+        here.keep(write_checkpoint(disk, step))
+    assert Checkpoints(other_disk, store, "run-1").newest() == other_disk / "checkpoint-10"
+    assert newest_whole(other_disk) == other_disk / "checkpoint-10"
+
+
+def test_another_run_never_goes_on_from_it(disk: Path, other_disk: Path, store: Store) -> None:
+    Checkpoints(disk, store, "run-1").keep(write_checkpoint(disk, 5))
+    assert Checkpoints(other_disk, store, "run-2").newest() is None
+
+
+def test_the_newer_of_disk_and_store_is_taken(disk: Path, store: Store) -> None:
+    checkpoints = Checkpoints(disk, store, "run-1")
+    checkpoints.keep(write_checkpoint(disk, 5))
+    newer = write_checkpoint(disk, 10)
+    assert checkpoints.newest() == newer
+    cut("optimizer.pt")(newer)
+    assert checkpoints.newest() == disk / "checkpoint-5"
+    checkpoints.keep(write_checkpoint(disk, 15))
+    cut("optimizer.pt")(disk / "checkpoint-15")
+    assert checkpoints.newest() == disk / "checkpoint-15"  # its copy is whole
+    assert newest_whole(disk) == disk / "checkpoint-15"
+
+
+@pytest.mark.parametrize("damaged", [COMPLETE, "optimizer.pt", "ref/adapter_model.safetensors"])
+@pytest.mark.parametrize("how", [remove, cut])
+def test_a_copy_that_is_not_complete_leads_to_the_next_older(
+    disk: Path, other_disk: Path, store: FolderStore, damaged: str, how: Callable[[str], Callable[[Path], None]]
+) -> None:
+    checkpoints = Checkpoints(disk, store, "run-1")
+    for step in (5, 10):
+        checkpoints.keep(write_checkpoint(disk, step))
+    how(damaged)(store.root / "checkpoints" / "run-1" / "checkpoint-10")
+    assert Checkpoints(other_disk, store, "run-1").newest() == other_disk / "checkpoint-5"
+
+
+def test_two_copies_are_kept_and_none_of_a_finished_run(disk: Path, store: Store) -> None:
+    checkpoints = Checkpoints(disk, store, "run-1")
+    for step in (5, 10, 100):
+        checkpoints.keep(write_checkpoint(disk, step))
+    assert {key.split("/")[2] for key in store.list("checkpoints/run-1")} == {"checkpoint-10", "checkpoint-100"}
+    checkpoints.clear()
+    assert list(store.list("checkpoints")) == []
+
+
+def test_a_store_that_fails_is_said_and_does_not_stop_training(
+    disk: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise FatalError("no room")
+
+    monkeypatch.setattr(store, "upload", full)
+    Checkpoints(disk, store, "run-1").keep(write_checkpoint(disk, 5))
+    assert "checkpoint-5 is on this machine only: no room" in capsys.readouterr().err
+
+
+def test_a_copy_that_is_replaced_is_none_until_it_is_whole(
+    disk: Path, other_disk: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(disk, 5)
+    keep_folder(store, "copy", checkpoint)
+    monkeypatch.setattr(store, "upload", lambda *_: (_ for _ in ()).throw(FatalError("killed")))
+    with pytest.raises(FatalError):
+        keep_folder(store, "copy", checkpoint)
+    assert not fetch_folder(store, "copy", other_disk)
+    assert not other_disk.exists()

@@ -31,6 +31,30 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(file: Path
     assert (training.beta, training.learning_rate, training.max_length) == (0.05, 1e-4, 2048)
 
 
+def test_a_later_file_changes_single_keys_of_an_earlier_one(file: Path, tmp_path: Path) -> None:
+    file.write_text("training: {beta: 0.3, seed: 1}\nsampling: {temperature: 0.7}")
+    later = tmp_path / "later.yaml"
+    later.write_text("training: {beta: 0.2}")
+    settings = load_settings([file, later])
+    assert (settings.training.beta, settings.training.seed, settings.sampling.temperature) == (0.2, 1, 0.7)
+
+
+def test_label_smoothing_is_refused_where_the_loss_would_ignore_it() -> None:
+    assert "label_smoothing is for loss_type=robust" in refused("training.label_smoothing=0.1")
+    assert load_settings(None, ["training.label_smoothing=0.1", "training.loss_type=robust"])
+
+
+@pytest.mark.parametrize("value", ["0.5", "-0.1", "guessed"])
+def test_label_smoothing_out_of_bounds_is_refused(value: str) -> None:
+    assert "training.label_smoothing" in refused(f"training.label_smoothing={value}", "training.loss_type=robust")
+
+
+def test_a_disagreement_that_nobody_measures_is_refused() -> None:
+    measured = ["training.label_smoothing=measured", "training.loss_type=robust"]
+    assert load_settings(None, measured).training.label_smoothing == "measured"
+    assert "needs judge.votes=2" in refused(*measured, "judge.votes=1")
+
+
 def test_the_last_override_wins() -> None:
     assert load_settings(None, ["training.beta=0.2", "training.beta=0.3"]).training.beta == 0.3
 

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from nothing_gpt.report.summary import Summary, advice, decision, facts, key_figures, stage_lines
+from nothing_gpt.report.advice import advice
+from nothing_gpt.report.summary import Summary, decision, facts, key_figures, stage_lines
 
 _SIGNS = {"good": "✅", "bad": "❌", "open": "⏸️"}
 

@@ -14,9 +14,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from nothing_gpt.report import plots
+from nothing_gpt.report.advice import Summary, advice, start_loss, training_checks
 from nothing_gpt.report.data import characters, data_decision, data_figures, data_plots
 from nothing_gpt.report.plots import Plot
-from nothing_gpt.report.summary import Summary, advice, decision, facts, key_figures, stage_lines, start_loss
+from nothing_gpt.report.summary import decision, facts, key_figures, stage_lines
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MOST_EXAMPLES = 50
@@ -60,6 +61,7 @@ def render_page(
         requirements=gate.get("reasons") or [],
         figures=key_figures(summary),
         advice=advice(summary),
+        checks=training_checks(summary),
         stages=stage_lines(summary),
         plots=[*_run_plots(summary, steps), *data_plots(data)],
         data=data_figures(data, summary.get("people")),
@@ -83,6 +85,7 @@ def render_data_page(
         requirements=[],
         figures=[],
         advice=warnings,
+        checks=[],
         stages=[],
         plots=data_plots(data),
         data=data_figures(data, people),

@@ -1,17 +1,16 @@
-"""What a run summary says: the decision, the key figures and what to try next. The page, the terminal's table
-and Prefect's artifact all read it here, so that they never disagree.
+"""What a run summary says: the decision and the key figures (what to try next is in `advice.py`). The page, the
+terminal's table and Prefect's artifact all read it here, so that they never disagree.
 
 A run summary is the plain dict that `nothing-gpt report --json` prints. Any part of it may be missing or
 None: a run may have failed, or been asked to stop early.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-Summary = Mapping[str, Any]
+from nothing_gpt.report.advice import Summary, start_loss
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ def decision(summary: Summary) -> Decision:
     return Decision("open", f"Not promoted: the run ended {where}", ())
 
 
-def start_loss(summary: Summary) -> float:
-    """The loss of a policy that equals its reference: ln 2 for the standard loss."""
-    return (summary.get("training") or {}).get("step0_expected", math.log(2))
-
-
 def key_figures(summary: Summary) -> list[Figure]:
     """The figures to look at first, those that there are, with their 95 % intervals."""
     win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
@@ -108,11 +102,6 @@ def key_figures(summary: Summary) -> list[Figure]:
     if cost.get("total") is not None:
         figures.append(Figure("Cost", dollars(cost["total"]), note=", ".join(spent)))
     return [figure for figure in figures if figure]
-
-
-def advice(summary: Summary) -> list[str]:
-    """What the figures suggest to do next: rules of thumb, and the stated limits that the data do not keep."""
-    return list(_advice(summary))
 
 
 def stage_lines(summary: Summary) -> list[StageLine]:
@@ -165,41 +154,6 @@ def moment(started: str) -> str:
         return datetime.fromisoformat(started).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:
         return started
-
-
-def _advice(summary: Summary) -> Iterator[str]:
-    win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
-    step0, accuracy = training.get("step0_loss"), training.get("eval_accuracy")
-    expected = start_loss(summary)
-    if step0 is not None and not abs(step0 - expected) <= 0.02:
-        yield (
-            f"The loss before training is {step0:.4f} and not {expected:.4f}: the reference is not the "
-            "adapter that training started from. Mend this first; no other figure means anything until "
-            "then."
-        )
-    if accuracy is not None and accuracy < 0.55:
-        yield (
-            f"Validation accuracy is {accuracy:.3f}, below 0.55: the adapter hardly learned the "
-            "preferences. Lower training.beta to 0.05, so that it may move further, or train for longer "
-            "at a higher learning rate."
-        )
-    if accuracy is not None and accuracy > 0.55 and win.get("ci") and not win["ci"][0] > 0.5:
-        yield (
-            "Validation accuracy is good, but the win rate is not surely above 0.5: the adapter tells the "
-            "pairs apart without writing better text. Raise training.beta to 0.3, so that it stays closer "
-            "to where it started, and read the report's comparisons to see whether the judge is right."
-        )
-    warnings = summary.get("warnings") or []
-    yield from warnings
-    longer, chance = data.get("longer_chosen"), data.get("longer_chosen_p")
-    said = any("max_longer_chosen" in warning for warning in warnings)
-    if longer is not None and chance is not None and chance < 0.05 and not said:
-        side, wish = ("longer", "length") if longer > 0.5 else ("shorter", "brevity")
-        yield (
-            f"The {side} completion is chosen in {max(longer, 1 - longer):.0%} of the pairs "
-            f"(p = {chance:.2g}): the adapter may learn {wish} instead of quality. Read the report's "
-            "pairs, and tell the judge to ignore length."
-        )
 
 
 def _stages(summary: Summary) -> list[tuple[str, Mapping[str, Any]]]:

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nothing_gpt.report.summary import Summary, advice, decision, key_figures, stage_lines
+from nothing_gpt.report.advice import advice
+from nothing_gpt.report.summary import Summary, decision, key_figures, stage_lines
 
 _STATUS = {"ran": "green", "cached": "cyan", "failed": "bold red", "skipped": "dim"}
 _TONE = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}

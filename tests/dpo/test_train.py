@@ -1,30 +1,20 @@
-"""The training recipe's own judgements: what the loss is before the first update, and what it refuses to start with."""
+"""What training refuses to start with, and what names a run. The rest is shown in `tests/chain/test_training.py`."""
 
 import json
-import math
-import os
-import subprocess
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nothing_gpt.dpo.train import loss_at_reference
-from tests.conftest import REPOSITORY
-
-
-@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "sigmoid_norm"])
-def test_the_usual_losses_are_ln_2_where_policy_and_reference_agree(loss_type: str) -> None:
-    assert loss_at_reference(loss_type, beta=0.1) == pytest.approx(math.log(2))
-
-
-def test_other_losses_have_a_value_of_their_own_there() -> None:
-    assert loss_at_reference("hinge", beta=0.1) == 1
-    assert loss_at_reference("apo_zero", beta=0.1) == 1
-    assert loss_at_reference("ipo", beta=0.1) == pytest.approx(25)
-
+from nothing_gpt.config import TrainingSettings
+from nothing_gpt.dpo.train import fingerprint, label_smoothing, main
+from nothing_gpt.errors import FatalError
+from nothing_gpt.losses import flip_rate
 
 GOOD = {
     "prompt": [{"role": "user", "content": "[ANNA] Well?"}],
@@ -33,24 +23,37 @@ GOOD = {
 }
 
 
-def train(
-    folder: Path, train_file: str | None, val_file: str | None = json.dumps(GOOD)
-) -> "subprocess.CompletedProcess[str]":
-    adapter = folder / "sft"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 2, "base_model_name_or_path": "nowhere"})
-    )
-    save_file({"base_model.model.q.lora_A.weight": np.ones((2, 4), np.float32)}, adapter / "adapter_model.safetensors")
-    for name, text in (("train.jsonl", train_file), ("val.jsonl", val_file)):
-        if text is not None:
-            (folder / name).write_text(text)
-    places = {"SFT_ADAPTER_PATH": adapter, "ADAPTER_PATH": folder / "out", "DPO_DATA_PATH": folder}
-    return subprocess.run(
-        [sys.executable, "-m", "nothing_gpt.dpo.train"],
-        env=os.environ | {name: str(path) for name, path in places.items()} | {"HF_HUB_OFFLINE": "1"},
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+def save_adapter(folder: Path, **config: Any) -> Path:
+    folder.mkdir()
+    values = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "nowhere"} | config
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    save_file({"base_model.model.q.lora_A.weight": np.ones((2, 4), np.float32)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that `python -m nothing_gpt.dpo.train` ends with, given its files and changes of the adapter."""
+
+    def refused(train_file: str | None, val_file: str | None = json.dumps(GOOD), **adapter: Any) -> str:
+        places = {"SFT_ADAPTER_PATH": save_adapter(tmp_path / "sft", **adapter), "DPO_DATA_PATH": tmp_path,
+                  "ADAPTER_PATH": tmp_path / "out"}  # fmt: skip
+        for name, path in places.items():
+            monkeypatch.setenv(name, str(path))
+        for name, text in (("train.jsonl", train_file), ("val.jsonl", val_file)):
+            if text is not None:
+                (tmp_path / name).write_text(text)
+        monkeypatch.setattr(sys, "argv", ["train"])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert not (tmp_path / "out").exists()
+        return line
+
+    return refused
 
 
 @pytest.mark.parametrize(
@@ -65,22 +68,58 @@ def train(
         (json.dumps(GOOD | {"chosen": GOOD["prompt"]}), "must each be one assistant message"),
     ],
 )
-def test_bad_pairs_end_it_with_one_clear_line(tmp_path: Path, text: str | None, complaint: str) -> None:
-    ended = train(tmp_path, text)
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert complaint in line
-    assert not (tmp_path / "out").exists()
+def test_bad_pairs_end_it_with_one_clear_line(refused: Callable[..., str], text: str | None, complaint: str) -> None:
+    assert complaint in refused(text)
 
 
-def test_an_empty_validation_file_ends_it_with_one_clear_line(tmp_path: Path) -> None:
-    ended = train(tmp_path, json.dumps(GOOD), "")
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
-    assert "val.jsonl: holds no pairs" in ended.stderr
+def test_an_empty_validation_file_ends_it_with_one_clear_line(refused: Callable[..., str]) -> None:
+    assert "val.jsonl: holds no pairs" in refused(json.dumps(GOOD), "")
 
 
-def test_a_base_model_that_is_nowhere_ends_it_with_one_clear_line(tmp_path: Path) -> None:
-    ended = train(tmp_path, json.dumps(GOOD))
-    assert (ended.returncode, ended.stderr.splitlines()[-1][:44]) == (1, "error: train: the base model nowhere cannot ")
-    assert "Traceback" not in ended.stderr
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"r": 4}, "has shape (2, 4), but adapter_config.json says r=4"),
+        ({"use_dora": True}, "use_dora is set, which vLLM cannot serve"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is set, which vLLM cannot serve"),
+    ],
+)
+def test_an_adapter_that_could_not_be_served_ends_it_with_one_clear_line(
+    refused: Callable[..., str], config: dict[str, Any], complaint: str
+) -> None:
+    assert complaint in refused(json.dumps(GOOD), **config)
+
+
+MEASURED = TrainingSettings(loss_type="robust", label_smoothing="measured")
+
+
+def test_label_smoothing_is_the_setting_or_follows_from_the_judge_s_agreement(tmp_path: Path) -> None:
+    assert label_smoothing(TrainingSettings(loss_type="robust", label_smoothing=0.2), tmp_path) == 0.2
+    (tmp_path / "quality.json").write_text('{"agreement": 0.82}')
+    assert label_smoothing(MEASURED, tmp_path) == pytest.approx(flip_rate(0.82)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"agreement": null}', "[]"])
+def test_label_smoothing_that_was_not_measured_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "quality.json").write_text(text)
+    with pytest.raises(FatalError, match="holds no agreement of the judge; set "):
+        label_smoothing(MEASURED, tmp_path)
+
+
+def test_a_run_is_named_by_all_that_decides_what_comes_of_it(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text(json.dumps(GOOD))
+    adapter, other = save_adapter(tmp_path / "a"), save_adapter(tmp_path / "b", lora_alpha=64)
+    settings = TrainingSettings()
+    name = fingerprint(adapter, tmp_path, "base", None, settings)
+    assert fingerprint(adapter, tmp_path, "base", None, settings.model_copy(update={"save_steps": 7})) == name
+    others = [
+        fingerprint(other, tmp_path, "base", None, settings),
+        fingerprint(adapter, tmp_path, "other", None, settings),
+        fingerprint(adapter, tmp_path, "base", "c0ffee", settings),
+        fingerprint(adapter, tmp_path, "base", None, settings.model_copy(update={"beta": 0.2})),
+    ]
+    (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) * 2)
+    others.append(fingerprint(adapter, tmp_path, "base", None, settings))
+    assert len({name, *others}) == 6

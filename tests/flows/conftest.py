@@ -1,15 +1,19 @@
 """The `nothing-gpt` program, called in this process."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.cli import main
+from flows.server import prefect_server
 from nothing_gpt.artifacts import Workshop
+from nothing_gpt.config import Settings
 from nothing_gpt.store import open_store
 
 
@@ -64,3 +68,24 @@ def work(data: Path) -> Workshop:
 def program(call: Call, data: Path) -> Call:
     """The program on the data folder."""
     return lambda *arguments, **answer: call(*arguments, "--set", f"place.data={data}", **answer)
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server of our own for all flows, those of child processes too."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    before = dict(os.environ)
+    os.environ.pop("PREFECT_API_URL", None)
+    data = tmp_path_factory.mktemp("prefect")
+    try:
+        with prefect_server(Settings.model_validate({"place": {"data": str(data)}})):
+            names: dict[Any, str] = {
+                PREFECT_API_URL: os.environ["PREFECT_API_URL"],
+                PREFECT_HOME: os.environ["PREFECT_HOME"],
+            }
+            with temporary_settings(names):
+                yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

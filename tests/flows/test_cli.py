@@ -26,6 +26,7 @@ def local(prompts_file: Path) -> list[str]:
     values = {
         "place.kind": "local",
         "place.base_model": "some/base",
+        "place.base_revision": "c0ffee",
         "place.sft_adapter": save_adapter(prompts_file.parent / "start", START),
         "place.serve_url": NOWHERE,
         "place.judge_url": NOWHERE,

@@ -175,8 +175,9 @@ def rubbish(work: Workshop) -> list[str]:
     finish_a_run(work)
     orphan = make(work, "pairs", {"train.jsonl": "nobody's"})
     work.store.write("journal/sampling/abc/1.jsonl", b"{}\n")
+    work.store.write("checkpoints/dead/checkpoint-5/optimizer.pt", b"0")
     (work.work / "adapter" / "dead" / "_work").mkdir(parents=True)
-    return [orphan.key, "journal/sampling/abc", "scratch adapter/dead"]
+    return [orphan.key, "journal/sampling/abc", "checkpoints/dead", "scratch adapter/dead"]
 
 
 def test_what_is_unreferenced_is_listed_and_kept_where_the_answer_is_no(
@@ -193,10 +194,10 @@ def test_what_is_unreferenced_is_listed_and_kept_where_the_answer_is_no(
 def test_only_what_is_unreferenced_is_deleted(
     program: Call, work: Workshop, rubbish: list[str], option: list[str], answer: str
 ) -> None:
-    kept = [key for key in work.store.list() if not key.startswith((rubbish[0], rubbish[1]))]
+    kept = [key for key in work.store.list() if not key.startswith(tuple(rubbish))]
     ended = program("prune", *option, answer=answer)
     assert ended.code == 0
-    assert "deleted 3" in ended.err
+    assert "deleted 4" in ended.err
     assert list(work.store.list()) == kept
     assert not (work.work / "adapter" / "dead").exists()
     assert "nothing to prune" in program("prune").err
@@ -242,4 +243,4 @@ def test_a_file_that_is_gone_since_it_was_listed_is_skipped(
         return fetch(store, key)
 
     monkeypatch.setattr(FolderStore, "fetch", vanishing)
-    assert "deleted 3" in program("prune", "--yes").err
+    assert "deleted 4" in program("prune", "--yes").err

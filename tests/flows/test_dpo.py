@@ -18,16 +18,15 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.dpo import dpo_pipeline
 from flows.record import last_run
-from flows.server import prefect_server
 from nothing_gpt import artifacts
 from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError, GateFailed, TransientError
 from nothing_gpt.processes import free_port
+from nothing_gpt.serve.promote import versioned_name
 from nothing_gpt.serve.registry import read_registry
 from tasks.generate_pairs import generate_pairs
 from tasks.place import Place
@@ -41,25 +40,6 @@ pytestmark = [pytest.mark.prefect, pytest.mark.timeout(120)]
 pytest.importorskip("torch")
 
 CACHED = ("prompts", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate")
-
-
-@pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Prefect server of our own for all flows of this file, those of child processes too."""
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    data = tmp_path_factory.mktemp("prefect")
-    try:
-        with prefect_server(Settings.model_validate({"place": {"data": str(data)}})):
-            names: dict[Any, str] = {
-                PREFECT_API_URL: os.environ["PREFECT_API_URL"],
-                PREFECT_HOME: os.environ["PREFECT_HOME"],
-            }
-            with temporary_settings(names):
-                yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture
@@ -210,6 +190,22 @@ def test_a_promotion_leaves_earlier_completions_valid(place: Engines, trainer: T
 
 
 # Errors.
+
+
+def test_a_second_round_samples_from_the_promoted_version_and_trains_it(place: Engines, trainer: Trainer) -> None:
+    flow(place)
+    (first,) = read_registry(place.store).versions
+    flow(place, until="train", training__starting_version=1)
+    assert place.vllm.completions[-1]["model"] == versioned_name("seinfeld", first.digest)
+    manifest = json.loads(place.store.read(f"{summary(place)['stages']['train']['artifact']}/manifest.json") or b"{}")
+    assert manifest["lineage"]["adapter"] == first.artifact
+    flow(place, until="train", training__starting_version=1)
+    assert set(statuses(place).values()) == {"cached"}
+
+
+def test_a_round_from_a_version_that_was_never_promoted_is_refused(place: Engines, trainer: Trainer) -> None:
+    state = flow(place, training__starting_version=3)
+    assert "no promoted version 3 here" in str(state.message)
 
 
 def test_a_training_that_was_interrupted_is_tried_again(place: Engines, trainer: Trainer) -> None:

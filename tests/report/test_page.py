@@ -66,6 +66,13 @@ def test_the_page_starts_as_a_document_and_the_decision_comes_first() -> None:
     assert places == sorted(places)
 
 
+def test_the_key_metrics_of_training_stand_beside_their_healthy_ranges() -> None:
+    page = render_page(samples.full_summary() | {"training": {"eval_accuracy": 0.5, "eval_margin": 0.1}})
+    assert page.count(">within<") == 1
+    assert page.count(">outside<") == 1
+    assert "above 0.55; above 0.7 is strong" in page
+
+
 def test_each_gate_reason_has_a_tick_or_a_cross() -> None:
     page = render_page(samples.failed_gate_summary())
     assert (page.count("✗"), page.count("✓")) == (2, 1)

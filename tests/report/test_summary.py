@@ -1,10 +1,8 @@
-"""What a run summary says: the decision, the figures and the advice."""
-
-from typing import Any
+"""What a run summary says: the decision and the figures."""
 
 import pytest
 
-from nothing_gpt.report.summary import advice, decision, duration, facts, key_figures, moment, stage_lines
+from nothing_gpt.report.summary import decision, duration, facts, key_figures, moment, stage_lines
 from tests.report import samples
 
 
@@ -46,7 +44,7 @@ def test_a_failed_run_says_in_which_stage_and_why() -> None:
 
 def test_an_empty_summary_is_a_run_that_did_nothing() -> None:
     assert decision({}).headline == "Not promoted: the run ended before its first stage"
-    assert key_figures({}) == advice({}) == stage_lines({}) == []
+    assert key_figures({}) == stage_lines({}) == []
     assert facts({}) == {}
 
 
@@ -61,35 +59,6 @@ def test_figures_carry_their_intervals() -> None:
 def test_an_unknown_cost_is_left_out() -> None:
     summary = samples.full_summary() | {"cost": {"judge": 0.2, "gpu": None, "total": None}}
     assert "Cost" not in [figure.label for figure in key_figures(summary)]
-
-
-def test_a_good_run_needs_no_advice() -> None:
-    assert advice(samples.full_summary()) == []
-
-
-@pytest.mark.parametrize(
-    ("group", "figures", "word"),
-    [
-        ("training", {"eval_accuracy": 0.54}, "Lower training.beta to 0.05"),
-        ("win_rate", {"ci": [0.49, 0.6]}, "Raise training.beta"),
-        ("training", {"step0_loss": 1.588}, "the reference is not the adapter"),
-        ("training", {"step0_loss": float("nan")}, "the reference is not the adapter"),
-        ("data", {"longer_chosen": 0.6, "longer_chosen_p": 0.01}, "The longer completion is chosen in 60%"),
-        ("data", {"longer_chosen": 0.4, "longer_chosen_p": 0.01}, "The shorter completion is chosen in 60%"),
-    ],
-)
-def test_each_warning_figure_has_its_own_advice(group: str, figures: dict[str, Any], word: str) -> None:
-    summary = samples.full_summary()
-    summary[group] |= figures
-    (hint,) = advice(summary)
-    assert word in hint
-
-
-def test_stated_limits_that_the_data_do_not_keep_are_advice_and_said_once() -> None:
-    summary = samples.full_summary()
-    summary["data"] |= {"longer_chosen": 0.7, "longer_chosen_p": 1e-9}
-    summary["warnings"] = ["judge.max_longer_chosen: the longer completion is chosen in 70.0% of the pairs"]
-    assert advice(summary) == summary["warnings"]
 
 
 def test_stages_keep_their_order_and_share_the_whole_time() -> None:

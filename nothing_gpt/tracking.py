@@ -1,0 +1,98 @@
+"""Where a training can be watched: TensorBoard always, and Weights & Biases.
+
+W&B is on where WANDB_API_KEY is set; else its files are written for `wandb sync`, and WANDB_MODE=disabled turns it off.
+A service that cannot be reached never stops a training. Both get settings, metrics and names, and no secret: nothing
+here reads the environment but W&B itself.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from nothing_gpt.progress import say
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+PROJECT = "nothing-gpt"
+
+
+class Tracking:
+    """One run's events in `folder`: `tensorboard/`, and `wandb/` in a form of its own. A context manager.
+
+    `run` is the run's fingerprint: its name and its id, so that a resumed run goes on in the same place. `first_step`
+    is the step that it goes on after; what was logged beyond it is hidden.
+    """
+
+    def __init__(self, folder: Path, run: str, tags: Sequence[str], config: Mapping[str, Any], first_step: int = 0):
+        self._folder = folder
+        self._run = run
+        self._tags = [tag[:64] for tag in tags]  # W&B takes no longer ones
+        self._config = dict(config)
+        self._first_step = first_step
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        online = "WANDB_API_KEY" in os.environ and os.environ.get("WANDB_MODE", "online") == "online"
+        self._wandb = self._start("online") if online else None
+        self._online = self._wandb is not None
+        if self._wandb is None and os.environ.get("WANDB_MODE") != "disabled":
+            self._wandb = self._start("offline")
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1 if error else 0)
+
+    def callbacks(self) -> "list[TrainerCallback]":
+        """What tells both about a `transformers.Trainer`'s log."""
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
+
+        writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step + 1)
+        return [TensorBoardCallback(writer), *([WandbCallback()] if self._wandb else [])]
+
+    def used(self, kind: str, files: Sequence[Path]) -> None:
+        """Links what training was given, such as its data, to the run."""
+        if self._wandb is not None and self._online:
+            self._wandb.use_artifact(_artifact(f"{kind}-{self._run}", kind, files))
+
+    def made(self, kind: str, files: Sequence[Path]) -> None:
+        """Links what training made to the run."""
+        if self._wandb is not None and self._online:
+            self._wandb.log_artifact(_artifact(f"{kind}-{self._run}", kind, files))
+
+    def _start(self, mode: Literal["online", "offline"]) -> Any:
+        """W&B's run, or None where it cannot be had."""
+        import wandb
+
+        try:
+            return wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=f"dpo-{self._run[:8]}",
+                id=self._run,
+                resume="allow",
+                tags=self._tags,
+                config=self._config,
+                dir=str(self._folder),
+                mode=mode,
+                # No repository, no code, no copy of what is printed.
+                settings=wandb.Settings(
+                    disable_git=True, save_code=False, disable_code=True, console="off", silent=True, init_timeout=60
+                ),
+            )
+        except Exception as error:  # of many kinds, some of which are no wandb.Error; none may stop a training
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            say(f"train: W&B cannot be used {mode} ({reason})")
+            wandb.teardown()  # its service holds on to the run's id, and would refuse it offline
+            return None
+
+
+def _artifact(name: str, kind: str, files: Sequence[Path]) -> Any:
+    import wandb
+
+    artifact = wandb.Artifact(name, type=kind)
+    for file in files:
+        artifact.add_file(str(file))
+    return artifact

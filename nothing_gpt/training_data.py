@@ -1,0 +1,86 @@
+"""Pairs as the trainer takes them: counted in tokens, fitted to the longest length, kept on disk by their content.
+
+TRL keeps tokenised pairs and reference log-probabilities beside the file a data set was read from. So the pairs are
+read from a file whose folder is named by their content: a retry finds there what an earlier attempt computed.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nothing_gpt.errors import FatalError
+from nothing_gpt.records import digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Row = dict[str, Any]
+"""A pair in TRL's conversational format: `{prompt, chosen, rejected}`, each a list of messages."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a prompt with each of its completions, and how many of these are the prompt's."""
+
+    prompt: int
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+
+    @property
+    def longest(self) -> int:
+        """Length of the longer of the two sequences."""
+        return max(len(self.chosen), len(self.rejected))
+
+
+def tokenize(tokenizer: Any, rows: list[Row]) -> list[Tokens]:
+    """The token ids of every pair, as the tokenizer's chat template makes them."""
+
+    def ids(conversations: list[Any], generation: bool = False) -> list[list[int]]:
+        texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation)
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    prompts = ids([row["prompt"] for row in rows], generation=True)
+    chosen, rejected = (ids([row["prompt"] + row[side] for row in rows]) for side in ("chosen", "rejected"))
+    return [Tokens(len(p), c, r) for p, c, r in zip(prompts, chosen, rejected, strict=True)]
+
+
+def fit(
+    rows: list[Row], tokens: list[Tokens], max_length: int, long_pairs: str, counts: Counter[str], where: str
+) -> list[Row]:
+    """The pairs to train on, in their order. `counts` gets what became of the long ones: `dropped`, and `truncated`,
+    which the trainer will cut at the completion's end.
+
+    Raises:
+        FatalError: pairs are too long and `long_pairs` is `refuse`, or none is left. `where` names them.
+    """
+    too_long = [i for i, pair in enumerate(tokens) if pair.longest > max_length]
+    if too_long and long_pairs == "refuse":
+        raise FatalError(
+            f"{where}: {len(too_long)} of {len(rows)} pairs are longer than training.max_length = {max_length} tokens "
+            f"(the longest has {max(pair.longest for pair in tokens)}); raise it, or set training.long_pairs to drop "
+            "or truncate"
+        )
+    dropped = {i for i in too_long if long_pairs == "drop" or not _bears_cutting(tokens[i], max_length)}
+    counts.update(dropped=len(dropped), truncated=len(too_long) - len(dropped))
+    if len(dropped) == len(rows):
+        raise FatalError(f"{where}: every pair is longer than training.max_length = {max_length} tokens; raise it")
+    return [row for i, row in enumerate(rows) if i not in dropped]
+
+
+def dataset(rows: list[Row], cache: Path) -> "Dataset":
+    """The pairs as a data set that is read from a folder in `cache`, named by their content."""
+    from datasets import Dataset
+
+    folder = cache / digest(rows)[:16]
+    if not folder.exists():
+        half = folder.with_name(f".{folder.name}.half")
+        Dataset.from_list(rows).save_to_disk(half)
+        half.replace(folder)
+    return Dataset.load_from_disk(folder)
+
+
+def _bears_cutting(pair: Tokens, max_length: int) -> bool:
+    """Whether something of the completions is left, and still tells them apart."""
+    return pair.prompt < max_length and pair.chosen[:max_length] != pair.rejected[:max_length]

@@ -1,0 +1,341 @@
+"""Training on TRL itself, with a model that is tiny: the losses, the checks, and survival.
+
+One undisturbed run and one that is stopped serve most tests of this file.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, validate_adapter
+from nothing_gpt.artifacts import Stage, Workshop
+from nothing_gpt.checkpoints import newest_whole
+from nothing_gpt.dpo import train as library
+from nothing_gpt.dpo.train import METRICS, STEPS, Training, build_trainer, recipe, step0_check
+from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.jobs.local import run_module
+from nothing_gpt.losses import LogRatios, loss_at_reference, preference_loss
+from nothing_gpt.policy import load_policy, load_tokenizer
+from nothing_gpt.preferences import read_pairs
+from nothing_gpt.records import read_jsonl
+from nothing_gpt.results import training_metrics
+from nothing_gpt.store import open_store
+from tests.chain import tiny
+from tests.conftest import REPOSITORY
+
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(600)]
+
+SECRETS = {"HF_TOKEN": "hf_5ecret", "OPENAI_API_KEY": "sk-5ecret", "SERVE_API_KEY": "5ecret-key"}
+STOPPED_AT = 6
+"""A step after which no checkpoint is due."""
+KILLED = f"""
+import os, signal
+from nothing_gpt.dpo.train import main
+from nothing_gpt.trainers import ShowSteps
+
+def stop(self, args, state, control, **_):
+    if state.global_step == {STOPPED_AT}:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+ShowSteps.on_step_end = stop
+main()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Any:
+    """Nothing is looked up, and nothing is told anybody."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TQDM_DISABLE": "1", **SECRETS}.items():
+            patch.setenv(name, value)
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a run that nothing disturbs."""
+    training = tiny.training(model, tmp_path_factory.mktemp("undisturbed"))
+    recipe(training)
+    return training.output
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Training, "subprocess.CompletedProcess[str]"]:
+    """A run as the program does it, which was sent a SIGTERM, and how it ended."""
+    folder = tmp_path_factory.mktemp("stopped")
+    training = tiny.training(model, folder, open_store(str(folder / "store")))
+    (folder / "settings.json").write_text(json.dumps({"training": training.settings.model_dump()}))
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, "--settings", folder / "settings.json", "--work", training.work,
+         "--run", training.run, "--store", folder / "store"],
+        env=os.environ | {"SFT_ADAPTER_PATH": str(training.start), "ADAPTER_PATH": str(training.output),
+                          "DPO_DATA_PATH": str(training.data), "BASE_MODEL": training.base},
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return training, ended
+
+
+@pytest.fixture
+def fresh(model: Path, tmp_path: Path) -> Training:
+    return tiny.training(model, tmp_path)
+
+
+def built(training: Training) -> Any:
+    train, val = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
+    return build_trainer(training, load_tokenizer(training.base, None), train, val, smoothing=0.0)
+
+
+def metrics(adapter: Path) -> dict[str, Any]:
+    return json.loads((adapter / METRICS).read_text())
+
+
+# What a run leaves.
+
+
+def test_a_run_learns_the_preference_and_publishes_an_adapter_that_can_be_served(undisturbed: Path) -> None:
+    assert validate_adapter(undisturbed).rank == 4
+    figures = metrics(undisturbed)
+    assert figures["step0_loss"] == pytest.approx(figures["step0_expected"], abs=1e-6)
+    assert (figures["steps"], figures["eval_accuracy"], figures["changed_share"]) == (tiny.STEPS, 1, 1)
+    assert figures["eval_loss"] < figures["step0_loss"]
+    assert figures["eval_margin_ci"][0] > 0
+    assert not list(undisturbed.parent.glob("work"))
+
+
+def test_it_leaves_two_files_for_vllm_and_what_can_be_looked_at(undisturbed: Path) -> None:
+    assert {path.name for path in undisturbed.iterdir()} == {CONFIG, WEIGHTS, METRICS, STEPS, "tracking"}
+    logged = [row for _, row in read_jsonl(undisturbed / STEPS)]
+    assert [row["step"] for row in logged if "eval_loss" in row] == [0, 4, 8, 12]
+    kinds = {path.relative_to(undisturbed / "tracking").parts[0] for path in (undisturbed / "tracking").rglob("*.*")}
+    assert kinds == {"tensorboard", "wandb"}
+
+
+def test_tensorboard_and_wandb_have_every_evaluation(undisturbed: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(undisturbed / "tracking" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("eval/loss")] == [0, 4, 8, 12]
+    assert events.Scalars("eval/loss")[-1].value == pytest.approx(metrics(undisturbed)["eval_loss"])
+    (run,) = (undisturbed / "tracking" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"eval/rewards/margins" in run.read_bytes()
+
+
+def test_no_secret_is_in_anything_that_it_leaves(undisturbed: Path) -> None:
+    for path in undisturbed.rglob("*"):
+        if path.is_file():
+            assert b"5ecret" not in path.read_bytes(), path
+
+
+# Survival.
+
+
+def test_asked_to_stop_it_saves_and_says_that_it_can_go_on(
+    stopped: tuple[Training, "subprocess.CompletedProcess[str]"],
+) -> None:
+    training, ended = stopped
+    assert ended.returncode == TransientError.exit_code, ended.stderr
+    assert f"stopped at step {STOPPED_AT} of {tiny.STEPS} with a checkpoint saved" in ended.stderr
+    assert newest_whole(training.work) == training.work / f"checkpoint-{STOPPED_AT}"
+    assert not training.output.exists()
+
+
+def test_a_resumed_run_ends_where_the_undisturbed_one_does(
+    stopped: tuple[Training, "subprocess.CompletedProcess[str]"], undisturbed: Path, tmp_path: Path
+) -> None:
+    """On another machine, which has nothing but the store."""
+    training = replace(stopped[0], work=tmp_path / "work", output=tmp_path / "out")
+    recipe(training)
+    ours, theirs = metrics(training.output), metrics(undisturbed)
+    for name in ("eval_loss", "train_loss", "last_train_loss", "eval_margin", "step0_loss"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
+    assert ours["steps"] == tiny.STEPS
+
+
+def test_killed_just_before_it_publishes_it_only_does_that(
+    fresh: Training, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            recipe(fresh)
+    monkeypatch.setattr(DPOTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
+    recipe(fresh)
+    assert metrics(fresh.output)["train_loss"] == pytest.approx(metrics(undisturbed)["train_loss"], abs=1e-4)
+
+
+def test_a_retry_neither_tokenises_nor_runs_the_reference_again(
+    stopped: tuple[Training, "subprocess.CompletedProcess[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerBase
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    def computed(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", computed)
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", computed)
+    elsewhere = replace(stopped[0], work=tmp_path / "elsewhere")
+    assert "ref_chosen_logps" in built(elsewhere).train_dataset.column_names
+    other = shutil.copytree(elsewhere.start, tmp_path / "sft")
+    scale(other)
+    with pytest.raises(AssertionError, match="computed again"):
+        built(replace(elsewhere, start=other))
+
+
+def scale(adapter: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: 2 * tensor for name, tensor in load_file(adapter / WEIGHTS).items()}, adapter / WEIGHTS)
+
+
+def test_as_a_stage_it_leaves_an_artifact_and_no_checkpoints(model: Path, workshop: Workshop) -> None:
+    """The robust loss, too, with what the judge was measured to get wrong."""
+    quality = model / "quality.json"
+    quality.write_text('{"agreement": 0.82}')
+    data, sft = model / "data", model / "sft"
+    files = {name: data / name for name in ("train.jsonl", "val.jsonl")} | {"quality.json": quality}
+    pairs = workshop.adopt(Stage("pairs", 1), files)
+    start = workshop.adopt(Stage("sft", 1), {name: sft / name for name in (CONFIG, WEIGHTS)})
+    robust = {"loss_type": "robust", "label_smoothing": "measured", "num_train_epochs": 1}
+    settings = tiny.training(model, model, **robust).settings
+    trained = library.train(workshop, pairs, start, Base(str(model / "base"), "tiny"), settings, run_module)
+    figures = training_metrics(workshop, trained)
+    assert (figures["steps"], figures["label_smoothing"]) == (tiny.STEPS // 2, pytest.approx(0.1))
+    assert validate_adapter(workshop.folder(trained)).rank == 4
+    assert list(workshop.store.list("checkpoints")) == []
+
+
+# What stops it.
+
+
+def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_whole_checkpoint(
+    fresh: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    step = DPOTrainer.training_step
+
+    def diverge(self: Any, *arguments: Any, **options: Any) -> Any:
+        return step(self, *arguments, **options) * (float("nan") if self.state.global_step == 5 else 1)
+
+    monkeypatch.setattr(DPOTrainer, "training_step", diverge)
+    with pytest.raises(FatalError, match=r"loss of step 6 is nan; lower training.learning_rate to 0.0013"):
+        recipe(fresh)
+    assert newest_whole(fresh.work) == fresh.work / "checkpoint-4"
+    assert not fresh.output.exists()
+
+
+def test_too_little_memory_says_what_to_lower(fresh: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(DPOTrainer, "training_step", fail)
+    with pytest.raises(FatalError) as error:
+        recipe(fresh)
+    assert "training.per_device_train_batch_size=1, training.gradient_accumulation_steps=4" in str(error.value)
+
+
+def test_a_reference_that_is_not_the_starting_adapter_stops_it(model: Path, tmp_path: Path) -> None:
+    training = tiny.training(model, tmp_path, precompute_ref_log_probs=False)
+    trainer = built(training)
+    for name, weight in trainer.model.named_parameters():
+        if ".ref." in name:
+            weight.data.zero_()  # as TRL 0.15 to 0.28 had it: the base model
+    with pytest.raises(FatalError, match="the reference is not the starting adapter"):
+        step0_check(trainer, loss_at_reference("sigmoid", 0.1), training.work)
+
+
+def test_an_adapter_that_does_not_change_is_not_published(fresh: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "changed_share", lambda *_: 0.0)
+    with pytest.raises(FatalError, match="did not change; raise"):
+        recipe(fresh)
+    assert not fresh.output.exists()
+
+
+def test_a_base_model_that_is_nowhere_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FatalError, match="the base model nowhere at c0ffee cannot be loaded"):
+        recipe(replace(tiny.training(model, tmp_path), base="nowhere", revision="c0ffee"))
+
+
+def test_four_bits_want_a_gpu(model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(FatalError, match="nf4 needs a CUDA device"):
+        load_policy(str(model / "base"), None, model / "sft", "nf4")
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 48}, {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}])
+def test_an_adapter_of_another_base_is_named(model: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    base.mkdir()
+    config = json.loads((model / "base" / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | change))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
+    with pytest.raises(FatalError, match="made for another base model than"):
+        load_policy(str(base), None, model / "sft", "none")
+
+
+# What TRL computes.
+
+
+def test_the_losses_are_trl_s_own(fresh: Training) -> None:
+    import torch
+
+    trainer = built(replace(fresh, settings=fresh.settings.model_copy(update={"sft_weight": 0.0})))
+    torch.manual_seed(0)
+    for name, weight in trainer.model.named_parameters():
+        if ".default." in name:
+            weight.data.add_(0.1 * torch.randn_like(weight))
+    batch = next(iter(trainer.get_eval_dataloader()))
+    with torch.no_grad():
+        logps = [trainer.model(**model_inputs(batch), fused_lm_head=True).log_probs.sum(dim=1).chunk(2)]
+    ((chosen, rejected),) = logps
+    tokens = batch["completion_mask"].sum(dim=1).chunk(2)
+    ratios = LogRatios.of(chosen - batch["ref_chosen_logps"], rejected - batch["ref_rejected_logps"], *tokens)
+    assert abs(ratios.margin).min() > 0.01
+    trainer.model.eval()
+    for loss_type in ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"):
+        trainer.loss_types, trainer.beta, trainer.label_smoothing = [loss_type, "sft"], 0.7, 0.2
+        with torch.no_grad():
+            theirs = trainer.compute_loss(trainer.model, batch).item()
+        ours = preference_loss(loss_type, ratios, 0.7, 0.2 if loss_type == "robust" else 0)
+        assert ours.mean() == pytest.approx(theirs, abs=1e-4), loss_type
+
+
+def model_inputs(batch: Any) -> dict[str, Any]:
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels,
+            "use_cache": False}  # fmt: skip
+
+
+def test_what_is_trained_is_the_adapter_in_float32_and_nothing_else(fresh: Training) -> None:
+    import torch
+
+    trained = {name: weight for name, weight in built(fresh).model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all(".default." in name and "lora_" in name for name in trained)
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}

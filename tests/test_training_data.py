@@ -1,0 +1,46 @@
+"""Pairs that are too long: refused, dropped or cut, and always counted."""
+
+from collections import Counter
+
+import pytest
+
+from nothing_gpt.errors import FatalError
+from nothing_gpt.training_data import Tokens, fit
+
+SHORT = Tokens(2, [1, 2, 3], [1, 2, 4])
+LONG = Tokens(2, [1, 2, 3, 4, 5, 6], [1, 2, 9])
+LONG_PROMPT = Tokens(5, [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7])
+ALIKE_WHEN_CUT = Tokens(2, [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7])
+ALL = [SHORT, LONG, LONG_PROMPT, ALIKE_WHEN_CUT]
+ROWS = [{"name": name} for name in ("short", "long", "long prompt", "alike when cut")]
+
+
+def kept(long_pairs: str, max_length: int = 5) -> tuple[list[str], Counter[str]]:
+    counts: Counter[str] = Counter()
+    rows = fit(ROWS, ALL, max_length, long_pairs, counts, "train.jsonl")
+    return [row["name"] for row in rows], +counts
+
+
+def test_where_none_is_too_long_nothing_happens() -> None:
+    for long_pairs in ("refuse", "drop", "truncate"):
+        assert kept(long_pairs, max_length=6) == ([row["name"] for row in ROWS], Counter())
+
+
+def test_they_are_refused_with_how_many_and_how_long() -> None:
+    with pytest.raises(FatalError) as error:
+        kept("refuse")
+    assert str(error.value).startswith("train.jsonl: 3 of 4 pairs are longer than training.max_length = 5 tokens (the ")
+    assert "the longest has 6" in str(error.value)
+
+
+def test_they_are_dropped_and_counted() -> None:
+    assert kept("drop") == (["short"], Counter(dropped=3))
+
+
+def test_they_are_cut_and_counted_unless_nothing_would_tell_their_sides_apart() -> None:
+    assert kept("truncate") == (["short", "long"], Counter(dropped=2, truncated=1))
+
+
+def test_where_none_is_left_it_stops() -> None:
+    with pytest.raises(FatalError, match="every pair is longer than"):
+        kept("drop", max_length=2)
