@@ -18,8 +18,9 @@ from rich.table import Table
 from flows.record import STAGES, last_run
 from flows.server import prefect_server
 from nothing_gpt.artifacts import Workshop
-from nothing_gpt.config import Settings, load_settings
+from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError, exits_cleanly
+from nothing_gpt.loading import load_settings
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
 from nothing_gpt.report.terminal import closing_table

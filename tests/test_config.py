@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nothing_gpt.config import Environment, SamplingSettings, Settings, load_settings
+from nothing_gpt.config import Environment, SamplingSettings, Settings
 from nothing_gpt.errors import FatalError
+from nothing_gpt.loading import load_settings
 
 
 @pytest.fixture

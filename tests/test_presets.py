@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nothing_gpt.config import TrainingSettings, load_settings
+from nothing_gpt.config import TrainingSettings
+from nothing_gpt.loading import load_settings
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
 PRESETS = sorted((DEPLOYMENTS / "presets").glob("*.yaml"))

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest, changed_share, save_adapter, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.checkpoints import COMPLETE, FOLDER, Checkpoints, fetch_folder, keep_folder, step_of
-from nothing_gpt.config import Environment, TrainingSettings, load_settings
+from nothing_gpt.config import Environment, TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
+from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate, loss_at_reference
 from nothing_gpt.policy import load_policy, load_tokenizer, train_in_float32
 from nothing_gpt.preferences import read_pairs

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli import main
-from nothing_gpt.config import Settings, load_settings
+from nothing_gpt.config import Settings
 from nothing_gpt.jobs import local
+from nothing_gpt.loading import load_settings
 from nothing_gpt.store import FolderStore
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, says, serving
 from tests.fake_vllm import FakeVLLM, save_adapter, save_base, serving_adapters

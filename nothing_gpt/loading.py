@@ -1,0 +1,75 @@
+"""Settings from files and the command line, and what is said where they are wrong."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from nothing_gpt.config import Settings
+from nothing_gpt.errors import FatalError
+
+
+def load_settings(
+    files: Path | Sequence[Path] | None = None, overrides: Iterable[str] = (), seed: int | None = None
+) -> Settings:
+    """Settings from YAML files, where a later one changes single keys of an earlier one, and `group.key=value`
+    overrides; `seed` sets every group's seed.
+
+    Raises:
+        FatalError: a file cannot be read, or a setting is unknown, of the wrong type or out of bounds.
+    """
+    values: dict[str, Any] = {}
+    for file in [files] if isinstance(files, Path) else files or ():
+        for group, given in _read_yaml(file).items():
+            values.setdefault(group, {}).update(given)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        group, dot, key = name.strip().partition(".")
+        if not (equals and group and dot and key):
+            raise FatalError(f"--set {override}: write it as group.key=value, such as training.beta=0.05")
+        try:
+            values.setdefault(group, {})[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise FatalError(f"--set {override}: the value is not YAML; put it in quotes") from None
+    if seed is not None:
+        for name, field in Settings.model_fields.items():
+            if "seed" in getattr(field.annotation, "model_fields", {}):
+                values.setdefault(name, {})["seed"] = seed
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise FatalError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_bytes()) or {}
+    except OSError as error:
+        raise FatalError(f"{file}: cannot read the settings ({error.strerror}); check the path") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise FatalError(f"{file}: not YAML ({' '.join(str(error).split())}); correct the file") from None
+    if not isinstance(values, dict) or not all(isinstance(group, dict) for group in values.values()):
+        raise FatalError(f"{file}: expected groups of settings ({', '.join(Settings.model_fields)}), each a mapping")
+    return values
+
+
+def _explain(error: Any) -> str:
+    """One line for one of Pydantic's errors, with the nearest known name where a name is unknown."""
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path) or "settings"
+    if error["type"] != "extra_forbidden":
+        given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+        return (
+            f"{name}: {error['msg'].removeprefix('Value error, ')[:1].lower()}"
+            f"{error['msg'].removeprefix('Value error, ')[1:]}{given}"
+        )
+    fields: dict[str, Any] = dict(Settings.model_fields)
+    for part in path[:-1]:
+        if part in fields:  # a model's name in judge.prices is no field; what holds it is a dict of groups
+            annotation = fields[part].annotation
+            fields = dict(getattr((annotation, *get_args(annotation))[-1], "model_fields", {}))
+    near = difflib.get_close_matches(path[-1], fields, n=1)
+    return f"{name}: no such setting; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}")
