@@ -9,8 +9,8 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -33,8 +33,11 @@ FIRST_ANSWER_S = 30.0
 TIMEOUT_S = 300.0
 """Seconds after which one request is given up and sent again."""
 ROW_ATTEMPTS = 8
-"""Failures of its own after which a request is set aside: others were answered in between, or none but such are left
-and it is there. An outage is no failure of its own, nor is being one of too many (429)."""
+"""Failures of its own after which a request is set aside: others were answered in between. An outage is no failure of
+its own, nor is being one of too many (429)."""
+OUTAGE_S = 150.0
+"""Seconds without any answer that may be an outage though the endpoint is there. Where none but failing requests are
+left, these are set aside after it; those that are too many (429) after `DEADLINE_S`."""
 STRANGERS = 8
 """Answers in succession by another model than the rows' after which the endpoint is taken to have changed it."""
 NEWCOMERS = 3
@@ -60,12 +63,21 @@ class Service:
     def open(self) -> tuple[str, str]:
         """The address and the key to send. Raises FatalError for an address that is none, or a key that can be none."""
         url = self.connect()
-        key = self.api_key.get_secret_value().strip() if self.api_key else "none"
+        key = checked_key(self.api_key, url)
         if not url.startswith(("http://", "https://")):
             raise FatalError(f"{url}: no address of an endpoint; write it as http://host:port/v1")
-        if not (key.isascii() and key.isprintable()):
-            raise FatalError(f"{url}: the key for it holds characters that no key has; set it anew")
-        return url, key
+        return url, key or "none"
+
+
+def checked_key(secret: SecretStr | None, url: str) -> str:
+    """The key to send to an address, "" where there is none. Raises FatalError, which shows no secret, for a key that
+    can be none, or one within the address."""
+    key = secret.get_secret_value().strip() if secret else ""
+    if "@" in url:
+        raise FatalError(f"{url.rpartition('@')[2]}: give its user and password as a key, not in the address")
+    if not (key.isascii() and key.isprintable()):
+        raise FatalError(f"{url}: the key for it holds characters that no key has; set it anew")
+    return key
 
 
 def price_of(model: str, settings: EndpointSettings, group: str) -> Price | None:
@@ -144,8 +156,11 @@ class Endpoint:
         self._reserved_usd = 0.0
         self._reservations = 0
         self._settled = asyncio.Event()
+        self._short = 0
+        self._solvent = asyncio.Event()
+        self._solvent.set()
         self._answered_by = answered_by
-        self._strangers = 0
+        self._stranger, self._strangers = "", 0
         self._pause_until = 0.0
         self._last_answer = time.monotonic()
         self._failure: BaseException | None = None
@@ -187,6 +202,7 @@ class Endpoint:
 
         for job in jobs:
             size = sequences(job)
+            await self._solvent.wait()
             await self.window.acquire(size)
             if self._failure:
                 self.window.release(size)
@@ -209,19 +225,19 @@ class Endpoint:
         """
         request = {"model": self.model, "messages": messages, "max_tokens": max_tokens, **parameters}
         most_usd = self.meter.most(messages, n * max_tokens)
-        await self._afford(most_usd)
-        patience = _Patience(self)
-        with self._reserving(most_usd), patience:
-            while True:
-                try:
-                    return await self._ask(request if n == 1 else request | {"n": n}, n)
-                except TransientError as error:
-                    wait = await patience.after(error)
-                    self.meter.retries += 1
-                    if isinstance(error, RateLimitError):
-                        self.window.shrink()
-                        self._pause_until = max(self._pause_until, time.monotonic() + error.retry_after)
-                    await self._step_aside(wait, n)
+        async with self._reserving(most_usd, n):
+            patience = _Patience(self)
+            with patience:
+                while True:
+                    try:
+                        return await self._ask(request if n == 1 else request | {"n": n}, n)
+                    except TransientError as error:
+                        wait = await patience.after(error)
+                        self.meter.retries += 1
+                        if isinstance(error, RateLimitError):
+                            self.window.shrink()
+                            self._pause_until = max(self._pause_until, time.monotonic() + error.retry_after)
+                        await self._step_aside(wait, n)
 
     async def served(self) -> list[str]:
         """Names of the models that the endpoint serves.
@@ -257,17 +273,20 @@ class Endpoint:
         started = time.monotonic()
         try:
             # The raw response: parsing it into the client's models takes longer than all that we do with it.
-            response = await self._client.post("/chat/completions", body=request, cast_to=httpx2.Response)
+            async with asyncio.timeout(TIMEOUT_S):  # the client's own is for each read, however little it brings
+                response = await self._client.post("/chat/completions", body=request, cast_to=httpx2.Response)
+        except TimeoutError:
+            raise TransientError(f"{self.url}: no answer in {TIMEOUT_S:.0f} s") from None
         except openai.NotFoundError as error:
             raise await self._explain_missing(error) from None
         except openai.APIError as error:
             raise classify(error, self.url, self.model, self._key) from None
         if "html" in response.headers.get("content-type", "") and not self.meter.calls:
             await self.served()  # which says so where this is no endpoint at all
-        reply = read_reply(response.content, self.url)
+        reply = read_reply(response.content, self.url, self._key)
+        self.meter.count(reply, time.monotonic() - started)  # whoever answered, it is paid for
         self._check_model(reply.model)
         self._last_answer = time.monotonic()
-        self.meter.count(reply, self._last_answer - started)
         self.window.grow(sequences)
         return reply
 
@@ -281,17 +300,18 @@ class Endpoint:
             TransientError: a stranger answered. FatalError: the endpoint answers by another model than before.
         """
         if not name or name == self._answered_by:
-            self._strangers = 0
+            self._stranger, self._strangers = "", 0
             return
         if self._answered_by is None and self.model.rpartition("/")[2] in name:
             self._answered_by = name
             return
-        self._strangers += 1
+        self._strangers = self._strangers + 1 if name == self._stranger else 1
+        self._stranger = name
         if self._strangers < (STRANGERS if self._answered_by else NEWCOMERS):
             raise TransientError(f"{self.url}: {self.model} was answered by {name}")
         if self._answered_by is None:
             say(f"{self.url}: {self.model} is answered by {name}")
-            self._answered_by, self._strangers = name, 0
+            self._answered_by = name
             return
         raise FatalError(
             f"{self.url}: {self.model} was answered by {self._answered_by}, and now by {name}; what was answered is "
@@ -305,26 +325,37 @@ class Endpoint:
             return FatalError(f"{self.url}: not an OpenAI-compatible endpoint (404); the address usually ends in /v1")
         return FatalError(f"{self.url}: does not serve {self.model!r}; it serves: {names}")
 
-    async def _afford(self, most_usd: float) -> None:
-        """Waits where what is in flight may cost less than was reserved for it.
+    @asynccontextmanager
+    async def _reserving(self, usd: float, sequences: int) -> AsyncIterator[None]:
+        """Keeps back what a request can cost, until it is known what it did cost. Where that is too much it waits, as
+        what is in flight may cost less than it can.
 
         Raises:
             FatalError: the request might exceed the spending limit.
         """
-        while (self.meter.cost_usd or 0.0) + self._reserved_usd + most_usd > self._most_usd:
-            if not self._reservations:
-                answered = self.meter.calls + self.meter.kept
-                raise FatalError(
-                    f"{self._group}.max_cost_usd: {self._most_usd} would be exceeded after {answered} calls; "
-                    "the answers so far are kept; raise the limit and run again"
-                )
-            self._settled.clear()
-            await self._settled.wait()
-
-    @contextmanager
-    def _reserving(self, usd: float) -> Iterator[None]:
-        self._reserved_usd += usd
-        self._reservations += 1
+        waits = self._exceeds(usd)
+        if waits:  # not in flight: its place is free for one that is tried again, and no other job is begun
+            self._short += 1
+            self._solvent.clear()
+            self.window.release(sequences)
+        try:
+            while self._exceeds(usd):
+                if not self._reservations:
+                    raise FatalError(
+                        f"{self._group}.max_cost_usd: {self._most_usd} would be exceeded after "
+                        f"{self.meter.calls + self.meter.kept} calls; the answers so far are kept; raise the limit and "
+                        "run again"
+                    )
+                self._settled.clear()
+                await self._settled.wait()
+            self._reserved_usd += usd
+            self._reservations += 1
+        finally:
+            if waits:
+                self._short -= 1
+                if not self._short:
+                    self._solvent.set()
+                await self.window.acquire(sequences, again=True)
         try:
             yield
         finally:
@@ -332,6 +363,10 @@ class Endpoint:
             # Back to nothing exactly: sums of fractions do not return to zero by themselves.
             self._reserved_usd = self._reserved_usd - usd if self._reservations else 0.0
             self._settled.set()
+
+    def _exceeds(self, usd: float) -> bool:
+        spent = (self.meter.cost_usd or 0.0) + self.meter.others_usd
+        return spent + self._reserved_usd + usd > self._most_usd
 
     async def _step_aside(self, seconds: float, sequences: int) -> None:
         """Waits before a request is tried again. A few that wait leave their places to others meanwhile."""
@@ -369,22 +404,24 @@ class _Patience:
         endpoint = self._endpoint
         self._attempts += 1
         endpoint._retrying += self._attempts == 1
-        others_answered = endpoint._last_answer > self._last_failed
-        only_such_left = endpoint._all_started and endpoint._retrying == len(endpoint._running)
-        has_answered = endpoint.meter.calls + endpoint.meter.kept > 0
-        if not isinstance(error, RateLimitError) and (
-            others_answered or (only_such_left and has_answered and await endpoint.is_there())
-        ):
-            self._own_failures += 1
         if endpoint._failure:
             raise endpoint._failure
+        limited = isinstance(error, RateLimitError)
+        self._own_failures += endpoint._last_answer > self._last_failed and not limited
         self._last_failed = now = time.monotonic()
+        silent = now - max(endpoint._last_answer, self._first_sent)
+        only_such_left = endpoint._all_started and endpoint._retrying == len(endpoint._running)
+        has_answered = endpoint.meter.calls + endpoint.meter.kept > 0
+        if self._own_failures >= ROW_ATTEMPTS or (
+            silent > (DEADLINE_S if limited else OUTAGE_S)
+            and only_such_left
+            and has_answered
+            and await endpoint.is_there()
+        ):
+            raise BadRowError(f"{error} ({self._attempts} times)", attempts=self._attempts)
+        retry_after = error.retry_after if isinstance(error, RateLimitError) else 0.0
         never_reached = isinstance(error, UnreachableError) and not endpoint.meter.calls
         patience = FIRST_ANSWER_S if never_reached else DEADLINE_S
-        silent = now - max(endpoint._last_answer, self._first_sent)
-        retry_after = error.retry_after if isinstance(error, RateLimitError) else 0.0
-        if self._own_failures >= ROW_ATTEMPTS:
-            raise BadRowError(f"{error} ({self._attempts} times)", attempts=self._attempts)
         if retry_after > DEADLINE_S:
             raise FatalError(
                 f"{error}; it asks to come back in {retry_after / 60:.0f} minutes; what was answered is kept; run "

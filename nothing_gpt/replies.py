@@ -29,6 +29,9 @@ WITHHELD = "content_filter"
 SHORTEST_KEY = 6
 """Anything shorter is a placeholder, such as the "none" that keyless servers are sent."""
 
+MESSAGE_TOKENS = 16
+"""The most that a chat template adds to a message."""
+
 _KEY_REFUSED = re.compile(r"api[ _]key[ _](not[ _]valid|invalid|expired|missing|not[ _]found)|invalid[ _]api[ _]key")
 _QUOTA = re.compile(r"insufficient_quota|per[ _]?day")
 _NO_SUCH_MODEL = re.compile(r"model_not_found|(invalid|unknown) model|model .{1,80} (does not exist|is not found)")
@@ -83,6 +86,8 @@ class Meter:
     """What the rows of a stage cost: those that were answered now, and those that were kept from before."""
 
     price: Price | None = None
+    others_usd: float = 0.0
+    """Spent elsewhere under the same limit."""
     calls: int = 0
     kept: int = 0
     retries: int = 0
@@ -96,10 +101,10 @@ class Meter:
         return None if self.price is None else self._cost(self.prompt_tokens, self.completion_tokens)
 
     def most(self, messages: Sequence[Message], tokens: int) -> float:
-        """The most that a request for so many tokens can cost (USD): a token is taken as at least two bytes of text."""
+        """The most that a request for so many tokens can cost (USD): a token is at least a byte of text."""
         if self.price is None:
             return 0.0
-        return self._cost(sum(len(message["content"].encode()) for message in messages) / 2, tokens)
+        return self._cost(sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in messages), tokens)
 
     def count(self, reply: Reply, seconds: float) -> None:
         """Counts a reply that came now, `seconds` after it was asked for."""
@@ -135,8 +140,8 @@ class Meter:
         return (prompt_tokens * self.price.input + completion_tokens * self.price.output) / 1e6
 
 
-def read_reply(body: bytes, url: str) -> Reply:
-    """The reply in a 200's body.
+def read_reply(body: bytes, url: str, key: str | None = None) -> Reply:
+    """The reply in a 200's body. An error shows what the body says, without the key.
 
     Raises:
         TransientError: no JSON, or nothing usable in it, which is a fault like a 500.
@@ -144,22 +149,22 @@ def read_reply(body: bytes, url: str) -> Reply:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        raise TransientError(f"{url}: a reply that is not JSON ({_shown(body)})") from None
+        raise TransientError(f"{url}: a reply that is not JSON ({_shown(body, key)})") from None
     try:
         choices = [
-            Choice(whole_characters(choice["message"].get("content") or ""), choice.get("finish_reason") or "")
+            Choice(whole_characters(_text(choice["message"].get("content"))), choice.get("finish_reason") or "")
             for choice in value["choices"]
         ]
         usage = value.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        prompt, completion = (max(0, int(usage.get(f"{kind}_tokens") or 0)) for kind in ("prompt", "completion"))
         model = value.get("model") or ""
         if not isinstance(model, str) or not all(isinstance(choice.finish_reason, str) for choice in choices):
             raise TypeError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        choices, model, tokens = [], "", (0, 0)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        choices, model, prompt, completion = [], "", 0, 0
     if not choices:
-        raise TransientError(f"{url}: a reply without choices ({_shown(body)})")
-    return Reply(model, choices, *tokens)
+        raise TransientError(f"{url}: a reply without choices ({_shown(body, key)})")
+    return Reply(model, choices, prompt, completion)
 
 
 def classify(
@@ -174,9 +179,7 @@ def classify(
         return UnreachableError(f"{url}: cannot be reached ({reason}); check the address and that it runs")
     if not isinstance(error, openai.APIStatusError):
         return TransientError(f"{url}: a reply that cannot be read ({error.message})")
-    status, text, whole = error.status_code, _message(error), str(error.body or error.message).lower()
-    if key and len(key) >= SHORTEST_KEY:
-        text = text.replace(key, "***")
+    status, text, whole = error.status_code, _message(error, key), str(error.body or error.message).lower()
     if status in (401, 403) or (status == 400 and _KEY_REFUSED.search(whole)):
         return FatalError(
             f"{url}: the key is refused ({status} {text}); set OPENAI_API_KEY for a judge or SERVE_API_KEY for vLLM"
@@ -206,7 +209,19 @@ def _retry_after(error: openai.APIStatusError) -> float:
     return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
-def _message(error: openai.APIStatusError) -> str:
+def hidden(text: str, key: str | None) -> str:
+    """The text without the key, which some servers repeat. To be called before anything is cut off it."""
+    return text.replace(key, "***") if key and len(key) >= SHORTEST_KEY else text
+
+
+def _text(content: Any) -> str:
+    """A message's text, which may come in parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
+def _message(error: openai.APIStatusError, key: str | None) -> str:
     """The error's own words, on one line."""
     body = error.body
     if isinstance(body, list) and body:
@@ -216,8 +231,8 @@ def _message(error: openai.APIStatusError) -> str:
         body = inner.get("message", inner) if isinstance(inner, dict) else inner
         code = inner.get("code") if isinstance(inner, dict) else None
         body = f"{body} [{code}]" if isinstance(code, str) else body
-    return " ".join(str(body or error.message).split())[:200]
+    return " ".join(hidden(str(body or error.message), key).split())[:200]
 
 
-def _shown(body: bytes) -> str:
-    return " ".join(body.decode(errors="replace").split())[:120]
+def _shown(body: bytes, key: str | None) -> str:
+    return " ".join(hidden(body.decode(errors="replace"), key).split())[:120]

@@ -25,6 +25,7 @@ class Run:
         max_cost_usd: float | None = None,
         answered_by: str | None = None,
         kept: Sequence[Reply] = (),
+        others_usd: float = 0.0,
     ):
         self.replies: dict[str, Reply] = {}
         self.aside: dict[str, str] = {}
@@ -37,6 +38,7 @@ class Run:
 
         async def run() -> None:
             async with Endpoint(service, settings, "judge", answered_by) as self.endpoint:
+                self.endpoint.meter.others_usd = others_usd
                 for reply in kept:
                     self.endpoint.meter.recall(reply)
 

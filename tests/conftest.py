@@ -56,10 +56,22 @@ def service(fake: FakeEndpoint) -> Service:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's retries without their waits; an outage is over after half a second."""
-    monkeypatch.setattr(client, "_backoff", lambda state: 0.01)
+    """The client's retries without their waits. No machine is so slow that an outage ends or a last row is given up."""
+    monkeypatch.setattr(client, "_backoff", lambda attempt: 0.01)
+    for limit in ("DEADLINE_S", "FIRST_ANSWER_S", "OUTAGE_S"):
+        monkeypatch.setattr(client, limit, 60.0)
+
+
+@pytest.fixture
+def short_outages(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of how an outage ends: after half a second."""
     monkeypatch.setattr(client, "DEADLINE_S", 0.5)
-    monkeypatch.setattr(client, "FIRST_ANSWER_S", 0.25)
+
+
+@pytest.fixture
+def last_rows_given_up(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of what becomes of rows that always fail: they are set aside soon where no others are left."""
+    monkeypatch.setattr(client, "OUTAGE_S", 0.2)
 
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -20,7 +20,8 @@ Request = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer. `seconds` is how long it takes; `cut` sends half the body and resets the connection."""
+    """An HTTP answer. `seconds` is how long it takes; `cut` sends half the body and resets the connection; `drips`
+    sends byte after byte and never ends."""
 
     status: int = 200
     body: bytes = b""
@@ -28,6 +29,7 @@ class Answer:
     content_type: str = "application/json"
     seconds: float = 0.0
     cut: bool = False
+    drips: bool = False
 
 
 def says(
@@ -139,9 +141,11 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Content-Length", str(len(answer.body) if not answer.drips else 10**9))
         self.end_headers()
-        if answer.cut:
+        if answer.drips:
+            self._drip()
+        elif answer.cut:
             self.wfile.write(answer.body[: len(answer.body) // 2])
             self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -149,6 +153,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(answer.body)
+
+    def _drip(self) -> None:
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(b"\n")
+                self.wfile.flush()
+                time.sleep(0.02)
+        except OSError:
+            pass
 
     def finish(self) -> None:
         try:

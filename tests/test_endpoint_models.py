@@ -84,6 +84,13 @@ def test_a_replacement_that_always_answers_is_taken_and_said(
     assert "gemini-2.5-flash is answered by gemini-3.5-flash-lite" in capsys.readouterr().err
 
 
+def test_newcomers_with_two_names_in_turn_settle_nothing(fake: FakeEndpoint, service: Service) -> None:
+    turn = itertools.count()
+    fake.answer = lambda request: says("x", model=("gpt-2", "gpt-3", "fake")[next(turn) % 3])
+    run = Run(service, texts(5), concurrency=1)
+    assert {reply.model for reply in run.replies.values()} == {"fake"}
+
+
 def test_a_reply_that_names_no_model_is_a_reply(fake: FakeEndpoint, service: Service) -> None:
     fake.answer = lambda request: says("x", model="")
     assert len(Run(service, texts(5)).replies) == 5

@@ -121,6 +121,25 @@ def test_any_json_is_a_reply_or_a_fault(value: Any) -> None:
     json.dumps(reply.row()).encode()
 
 
+def body(choice: dict[str, Any], **others: Any) -> bytes:
+    return json.dumps({"choices": [choice], **others}).encode()
+
+
+def test_content_may_come_in_parts() -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "image"}, {"type": "text", "text": "two"}]
+    assert read_reply(body({"message": {"content": parts}}), URL).choices[0].text == "one two"
+
+
+@pytest.mark.parametrize("tokens", [float("inf"), "many", [3]])
+def test_counts_of_tokens_that_make_no_sense_are_a_fault(tokens: Any) -> None:
+    with pytest.raises(TransientError):
+        read_reply(body({"message": {"content": "x"}}, usage={"prompt_tokens": tokens}), URL)
+
+
+def test_fewer_than_no_tokens_are_none() -> None:
+    assert read_reply(body({"message": {"content": "x"}}, usage={"prompt_tokens": -5}), URL).prompt_tokens == 0
+
+
 def test_a_body_nested_too_deep_is_a_fault() -> None:
     with pytest.raises(TransientError):
         read_reply(b"[" * 100_000, URL)
