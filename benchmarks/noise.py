@@ -25,9 +25,8 @@ from nothing_gpt.records import read_jsonl, write_jsonl
 
 LINES = 4
 CARE = (0.9, 0.1)
-CHANGED = ["training.sft_weight=0", "training.num_train_epochs=1", "training.eval_steps=100000"]
-"""From deployments/embedded.yaml: the preference loss alone, for the supervised term would copy swapped labels, and one
-epoch, for the second begins to learn the wrong ones by heart."""
+CHANGED = ["training.sft_weight=0", "training.eval_steps=100000"]
+"""From deployments/embedded.yaml: the preference loss alone, for the supervised term would copy swapped labels."""
 
 
 def continuation(thing: str, care: float, dice: random.Random) -> tuple[str, int]:
@@ -61,14 +60,14 @@ def swapped(rows: list[dict[str, Any]], share: float, dice: random.Random) -> li
     ]
 
 
-def accuracy(place: Path, seed: int, noise: float, loss: str, pairs: int, held_out: int) -> dict[str, Any]:
+def train(place: Path, seed: int, noise: float, loss: str, pairs: int, held_out: int, epochs: int) -> dict[str, Any]:
     """Figures of one training; equal seeds give equal pairs and equal swaps."""
     dice = random.Random(seed)
     scenes = [row["prompt"] for _, row in read_jsonl(artifact(place, "scripts") / "prompts.jsonl")]
     dice.shuffle(scenes)
     kept, seen = scenes[:held_out], scenes[held_out:]
     rows = [pair(prompt, dice) for prompt in [*dice.choices(seen, k=pairs), *kept]]
-    overrides = [*CHANGED, f"training.loss_type={loss}"]
+    overrides = [*CHANGED, f"training.num_train_epochs={epochs}", f"training.loss_type={loss}"]
     overrides += [f"training.label_smoothing={noise}"] if loss == "robust" else []
     settings = load_settings(DEPLOYMENTS / "embedded.yaml", overrides, seed).training
     with tempfile.TemporaryDirectory() as folder:
@@ -92,13 +91,14 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[0.2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=480)
+    parser.add_argument("--epochs", type=int, default=1, help="from the second on, wrong labels are learnt by heart")
     parser.add_argument("--held-out", type=int, default=100)
     args = parser.parse_args()
     runs = [(0.0, "sigmoid"), *((noise, loss) for noise in args.noise for loss in ("sigmoid", "robust"))]
     table = []
     for seed in range(args.seeds):
         for noise, loss in runs:
-            figures = accuracy(args.place, seed, noise, loss, args.pairs, args.held_out)
+            figures = train(args.place, seed, noise, loss, args.pairs, args.held_out, args.epochs)
             table.append({"noise": noise, "loss": loss, "seed": seed, "accuracy": figures["eval_accuracy"]})
             print(
                 f"seed {seed}, noise {noise:.2f}, {loss}: {figures['eval_accuracy']:.3f}, "

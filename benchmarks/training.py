@@ -103,6 +103,7 @@ def settings_of(run: str, cuda: bool, learning_rate: float) -> tuple[TrainingSet
 def measure(place: Path, run: str, pairs: int, learning_rate: float, seed: int) -> Measurement:
     """Builds the trainer from the files in `place` and trains. To be called in a fresh process: the peak is its own."""
     import torch
+    from transformers import PrinterCallback
     from transformers.trainer_utils import IntervalStrategy
 
     from nothing_gpt.dpo.train import Training, build_trainer
@@ -121,6 +122,7 @@ def measure(place: Path, run: str, pairs: int, learning_rate: float, seed: int) 
         reference = _timed("trl.trainer.dpo_trainer.DPOTrainer._precompute_ref_logps", clock, changed)
         training = Training(place / "adapter", place, place, base, None, settings, Path(work), run)
         trainer = build_trainer(training, load_tokenizer(base, None), rows[:pairs], rows[pairs:], 0.0)
+        trainer.remove_callback(PrinterCallback)
         trainer.args.eval_strategy = trainer.args.save_strategy = IntervalStrategy.NO
         before = clock()
         train_loss = trainer.train().training_loss
