@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[0.2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=480)
-    parser.add_argument("--epochs", type=int, default=1, help="from the second on, wrong labels are learnt by heart")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--held-out", type=int, default=100)
     args = parser.parse_args()
     runs = [(0.0, "sigmoid"), *((noise, loss) for noise in args.noise for loss in ("sigmoid", "robust"))]
