@@ -28,7 +28,8 @@ def load_tokenizer(base: str, revision: str | None) -> Any:
 
 def load_policy(base: str, revision: str | None, start: Path, quantization: str) -> "PeftModel":
     """The base model in bfloat16 on a CUDA device, in float32 on a CPU, or in 4 bits (`nf4`: NF4, double
-    quantisation, bfloat16 arithmetic), with the adapter in `start`, trainable.
+    quantisation, bfloat16 arithmetic), with the adapter in `start`, trainable. It is given batches of pairs alone, and
+    computes a pair's prompt once where its type allows that.
 
     Raises:
         FatalError: nf4 without a CUDA device, no such model, or an adapter that does not fit it.
@@ -36,6 +37,8 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from nothing_gpt.pair_batches import SHARING, share_prompts
 
     cuda = torch.cuda.is_available()
     if quantization == "nf4" and not cuda:
@@ -55,6 +58,8 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(base, revision, error) from None
+    if model.config.model_type in SHARING:
+        share_prompts(model)
     try:
         return PeftModel.from_pretrained(model, str(start), is_trainable=True)
     except (RuntimeError, ValueError) as error:  # other shapes; no such modules

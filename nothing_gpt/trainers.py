@@ -12,6 +12,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from nothing_gpt.checkpoints import Checkpoints
 from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.pair_batches import SortedUpdates
 from nothing_gpt.progress import progress
 
 
@@ -77,6 +78,12 @@ class Survive(TrainerCallback):
 class PreferenceTrainer(DPOTrainer):
     """TRL's DPO trainer, which stops at a loss that is no number, and evaluates by the preference loss alone, whatever
     is added to it in training: so the loss before the first update is known, and runs with other weights compare."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
+        pairs = self.train_dataset if train_dataset is None else train_dataset
+        sides = zip(pairs["prompt_ids"], pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SortedUpdates([sum(map(len, pair)) for pair in sides], update, self.args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -4,10 +4,12 @@ One undisturbed run and one that is stopped serve most tests of this file.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,22 +183,29 @@ def test_killed_just_before_it_publishes_it_only_does_that(
 
 
 def test_a_retry_neither_tokenises_nor_runs_the_reference_again(
-    stopped: tuple[Training, "subprocess.CompletedProcess[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: tuple[Training, "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
+    elsewhere = replace(stopped[0], work=tmp_path / "elsewhere")
+    other = shutil.copytree(elsewhere.start, tmp_path / "sft")
+    scale(other)
+    # In a process of its own, as a retry is.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as retry:
+        assert "ref_chosen_logps" in retry.submit(columns_without_computing, elsewhere).result()
+        with pytest.raises(AssertionError, match="computed again"):
+            retry.submit(columns_without_computing, replace(elsewhere, start=other)).result()
+
+
+def columns_without_computing(training: Training) -> list[str]:
+    """The prepared training data's columns, where neither the tokenizer nor the reference may be run for them."""
     from transformers import PreTrainedTokenizerBase
     from trl.trainer.dpo_trainer import DPOTrainer
 
     def computed(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", computed)
-    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", computed)
-    elsewhere = replace(stopped[0], work=tmp_path / "elsewhere")
-    assert "ref_chosen_logps" in built(elsewhere).train_dataset.column_names
-    other = shutil.copytree(elsewhere.start, tmp_path / "sft")
-    scale(other)
-    with pytest.raises(AssertionError, match="computed again"):
-        built(replace(elsewhere, start=other))
+    for owner, name in ((PreTrainedTokenizerBase, "apply_chat_template"), (DPOTrainer, "compute_ref_log_probs")):
+        setattr(owner, name, computed)
+    return built(training).train_dataset.column_names
 
 
 def scale(adapter: Path) -> None:
@@ -272,7 +281,8 @@ def test_an_adapter_that_does_not_change_is_not_published(fresh: Training, monke
     assert not fresh.output.exists()
 
 
-def test_a_base_model_that_is_nowhere_is_named(model: Path, tmp_path: Path) -> None:
+def test_a_base_model_that_is_nowhere_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or it tries for three quarters of a minute
     with pytest.raises(FatalError, match="the base model nowhere at c0ffee cannot be loaded"):
         recipe(replace(tiny.training(model, tmp_path), base="nowhere", revision="c0ffee"))
 
