@@ -16,7 +16,9 @@ from hypothesis import settings
 from nothing_gpt import endpoint as client
 from nothing_gpt.artifacts import Workshop
 from nothing_gpt.endpoint import Service
+from nothing_gpt.processes import free_port
 from nothing_gpt.store import Store, open_store
+from tests import fake_gcs
 from tests.fake_endpoint import FakeEndpoint, serving
 
 REPOSITORY = Path(__file__).parent.parent
@@ -33,9 +35,48 @@ def one_tls_context() -> Iterator[None]:
         yield
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test that uses a store, directly or through a workshop, once a kind of store that can do what it needs."""
+    if "store" in metafunc.fixturenames:
+        kinds = ["folder"]
+        if not metafunc.definition.get_closest_marker("disk"):
+            kinds.append("gcs")
+            if not metafunc.definition.get_closest_marker("contended"):
+                kinds.append("emulator")
+        marks = {"folder": [], "gcs": [pytest.mark.gcs], "emulator": [pytest.mark.gcs]}
+        metafunc.parametrize("store", [pytest.param(kind, marks=marks[kind]) for kind in kinds], indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store: a folder, or with the marker gcs a bucket of our fake and of the emulator."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    if request.param == "emulator":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("emulator"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    else:
+        request.getfixturevalue("gcs")
+    return open_store(f"gs://{fake_gcs.BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture
+def gcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_gcs.FakeGCS]:
+    """A Cloud Storage server that does what a test asks for; this process and its children use it."""
+    with fake_gcs.serving(tmp_path / "gcs") as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """The address of gcp-storage-emulator, a Cloud Storage server that is not ours."""
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    with create_server("127.0.0.1", port, in_memory=True, default_bucket=fake_gcs.BUCKET):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
