@@ -192,7 +192,7 @@ def _is_copy(path: Path, blob: Blob) -> bool:
     checksum = google_crc32c.Checksum()
     try:
         with path.open("rb") as file:
-            for _ in checksum.consume(file, 1 << 20):
+            for _ in checksum.consume(file, 1 << 17):
                 pass
             return file.tell() == blob.size and base64.b64encode(checksum.digest()).decode() == blob.crc32c
     except FileNotFoundError:
@@ -216,7 +216,7 @@ def _download(blob: Blob, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _details(error: Exception) -> dict:
+def _details(error: BaseException) -> dict:
     """What the server says about an error, in the JSON API's own form."""
     try:
         return error.response.json()["error"]  # type: ignore[attr-defined]
@@ -224,6 +224,10 @@ def _details(error: Exception) -> dict:
         return {}
 
 
-def _reason(error: Exception) -> str:
-    said = str(_details(error).get("message") or getattr(error, "message", "") or error)
+def _reason(error: BaseException) -> str:
+    """The server's own words, or what is at the bottom of an error: "Connection refused" rather than a pool's story."""
+    while error.__context__ is not None and not isinstance(error, api.GoogleAPICallError):
+        error = error.__context__
+    said = error.args[0] if isinstance(error, auth.GoogleAuthError) and error.args else error
+    said = str(_details(error).get("message") or getattr(error, "message", "") or said)
     return (said.splitlines() or [type(error).__name__])[0]

@@ -13,10 +13,11 @@ def copy(key: str, source: Workshop, target: Workshop) -> Artifact:
     """Brings the artifact at `<stage>/<fingerprint>` into the target; `reused` where it was there already.
 
     Its files are checked against the manifest's SHA-256 before they leave, and by the stores on the way; the manifest
-    goes last, so that an interrupted copy is no artifact. Of two that copy at once one waits and finds it there.
+    goes last, so that an interrupted copy is no artifact. Of two that copy at once one waits and finds it there. One
+    that was made in the target too stays, unless fewer rows failed in the source's, as when it is made anew.
 
     Raises:
-        FatalError: no artifact's key; the source has no whole one; the target has another one under this key.
+        FatalError: no artifact's key; the source has no whole one; the target has one of its own.
         TransientError: a store cannot be reached.
     """
     if not re.fullmatch(r"[\w-]+/[0-9a-f]{16}", key):
@@ -33,12 +34,13 @@ def copy(key: str, source: Workshop, target: Workshop) -> Artifact:
         if manifest is None or found is None or found.digest != manifest.digest:
             raise FatalError(f"{source.store.uri}/{key}: not there, or damaged; make it again, or copy another")
         with lease(target.store, f"leases/{stage}-{fingerprint}"):
-            if there := target.find(stage, fingerprint):
-                if there.digest != found.digest:
-                    raise FatalError(
-                        f"{target.store.uri}/{key}: there is another one with this key; delete it to have this one"
-                    )
+            there = target.find(stage, fingerprint)
+            if there and there.digest == found.digest:
                 return there
+            if there and target.counts(there).get("failed", 0) <= manifest.failed:
+                raise FatalError(
+                    f"{target.store.uri}/{key}: made there too, with other content, which stays; use that one"
+                )
 
             def send(name: str) -> None:
                 target.store.upload(source.file(found, name), f"{key}/{name}")

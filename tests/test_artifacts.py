@@ -311,12 +311,14 @@ def acquired(store: Store, seconds: float) -> bool:
             had.set()
             leave.wait(20)
 
-    threading.Thread(target=hold, daemon=True).start()
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
     try:
         return had.wait(seconds)
     finally:
         leave.set()
         store.delete("leases/x")
+        thread.join()
 
 
 def test_an_expired_lease_of_another_machine_is_taken(store: Store) -> None:

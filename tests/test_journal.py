@@ -279,6 +279,7 @@ MEASURE = """
     from nothing_gpt.journal import Journal
     from nothing_gpt.store import open_store
     store = open_store(sys.argv[1])
+    store.fetch("journal/p/1.jsonl")  # what it takes to bring a segment here is not the journal's
     tracemalloc.start()
     journal = Journal(store, "p")
     print(tracemalloc.get_traced_memory()[1] / len(journal))

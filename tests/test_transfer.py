@@ -28,14 +28,14 @@ def made(here: Workshop) -> Artifact:
     return make(here)
 
 
-def make(workshop: Workshop, files: Mapping[str, str] = FILES, name: str = "lines") -> Artifact:
+def make(workshop: Workshop, files: Mapping[str, str] = FILES, failed: int = 0) -> Artifact:
     def build(folder: Path) -> Mapping[str, Any]:
         for file, text in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(text)
-        return {"rows": len(files)}
+        return {"rows": len(files), "failed": failed}
 
-    return workshop.make(Stage(name, 1), {}, {}, build)
+    return workshop.make(Stage("lines", 1), {}, {}, build)
 
 
 def test_a_copy_is_the_same_artifact(here: Workshop, made: Artifact, workshop: Workshop) -> None:
@@ -64,9 +64,18 @@ def test_what_is_there_already_is_not_sent_again(here: Workshop, made: Artifact,
 def test_another_one_with_the_same_key_is_left_as_it_is(here: Workshop, made: Artifact, workshop: Workshop) -> None:
     other = make(workshop, {"file-0": "made elsewhere"})
     assert other.key == made.key
-    with pytest.raises(FatalError, match="there is another one with this key"):
+    with pytest.raises(FatalError, match=f"{made.key}: made there too, with other content"):
         copy(made.key, here, workshop)
-    assert workshop.find(made.stage, made.fingerprint) is not None
+    found = workshop.find(made.stage, made.fingerprint)
+    assert found is not None
+    assert found.digest == other.digest
+
+
+def test_one_in_which_fewer_rows_failed_takes_the_others_place(here: Workshop, workshop: Workshop) -> None:
+    lacking, whole = make(workshop, {"a": "1", "b": ""}, failed=1), make(here, {"a": "1", "b": "2"})
+    assert lacking.key == whole.key
+    assert copy(whole.key, here, workshop).digest == whole.digest
+    assert workshop.file(whole, "b").read_text() == "2"
 
 
 def test_a_damaged_copy_is_mended(here: Workshop, made: Artifact, workshop: Workshop) -> None:
