@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -36,20 +37,21 @@ def one_tls_context() -> Iterator[None]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test that uses a store, directly or through a workshop, once a kind of store that can do what it needs."""
+    """The kinds of store of a test that uses one, directly or through a workshop: a folder, and with the marker
+    every_store each kind that can do what the test needs."""
     if "store" in metafunc.fixturenames:
-        kinds = ["folder"]
-        if not metafunc.definition.get_closest_marker("disk"):
-            kinds.append("gcs")
-            if not metafunc.definition.get_closest_marker("contended"):
-                kinds.append("emulator")
-        marks = {"folder": [], "gcs": [pytest.mark.gcs], "emulator": [pytest.mark.gcs]}
-        metafunc.parametrize("store", [pytest.param(kind, marks=marks[kind]) for kind in kinds], indirect=True)
+        kinds: list[Any] = ["folder"]
+        marked = {mark.name for mark in metafunc.definition.iter_markers()}
+        if "every_store" in marked and "disk" not in marked:
+            kinds.append(pytest.param("gcs", marks=pytest.mark.gcs))
+            if "contended" not in marked:
+                kinds.append(pytest.param("emulator", marks=pytest.mark.gcs))
+        metafunc.parametrize("store", kinds, indirect=True)
 
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An empty store: a folder, or with the marker gcs a bucket of our fake and of the emulator."""
+    """An empty store: a folder, or a bucket of our fake or of the emulator."""
     if request.param == "folder":
         return open_store(str(tmp_path / "store"))
     if request.param == "emulator":

@@ -19,6 +19,8 @@ from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.store import Store, open_store
 from tests.conftest import Start
 
+pytestmark = pytest.mark.every_store
+
 STAGE = Stage("lines", 1)
 
 

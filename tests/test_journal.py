@@ -20,6 +20,8 @@ from nothing_gpt.journal import FLUSH_SECONDS, Journal
 from nothing_gpt.store import FolderStore, Store, open_store
 from tests.conftest import Start
 
+pytestmark = pytest.mark.every_store
+
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:

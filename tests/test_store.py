@@ -14,6 +14,8 @@ from nothing_gpt.errors import FatalError
 from nothing_gpt.store import FORMAT, FolderStore, Store, open_store
 from tests.conftest import Start
 
+pytestmark = pytest.mark.every_store
+
 AS_ROOT = os.geteuid() == 0
 
 

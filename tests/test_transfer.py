@@ -14,6 +14,8 @@ from nothing_gpt.store import FolderStore, open_store
 from nothing_gpt.transfer import copy
 from tests.fake_gcs import FakeGCS
 
+pytestmark = pytest.mark.every_store
+
 FILES = {f"file-{number}": f"content {number}" for number in range(12)} | {"sub/more": "more", "empty": ""}
 
 
