@@ -152,17 +152,18 @@ class CloudStore:
                 "`gcloud auth application-default login` again, or renew the key"
             ) from None
         except api.Forbidden as error:
-            if re.search("limit|quota", str(_details(error)), re.IGNORECASE):
+            codes = [str(one.get("reason")) for one in _details(error).get("errors", [])]
+            if re.search("limit|quota", " ".join(codes), re.IGNORECASE):
                 raise TransientError(
                     f"{where}: over a quota ({_reason(error)}); raise it, or run again later"
                 ) from None
             raise FatalError(
                 f"{where}: forbidden ({_reason(error)}); give the account roles/storage.objectUser on the bucket"
             ) from None
-        except api.NotFound:
+        except api.NotFound as error:
             raise FatalError(
-                f"{where}: no such bucket; make it with `gcloud storage buckets create gs://{self._bucket.name}`, or "
-                "correct its name"
+                f"{where}: no such bucket ({_reason(error)}); correct its name, or make it with "
+                f"`gcloud storage buckets create gs://{self._bucket.name}`"
             ) from None
         except DataCorruption:
             raise TransientError(f"{where}: damaged on the way (its CRC32C does not match); run again") from None

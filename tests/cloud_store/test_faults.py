@@ -85,6 +85,23 @@ def test_an_upload_that_never_ends_well_leaves_the_old_object(gcs: FakeGCS, buck
     assert gcs.content("prefix/key") == b"old"
 
 
+def test_a_writer_killed_in_mid_upload_leaves_the_old_object(
+    gcs: FakeGCS, bucket: CloudStore, big: Path, child: Start
+) -> None:
+    bucket.write("key", b"old")
+    uploads = """
+        import sys
+        from pathlib import Path
+        from nothing_gpt import cloud_store
+        cloud_store.CHUNK_BYTES = 1 << 20
+        cloud_store.CloudStore("gs://bucket/prefix").upload(Path(sys.argv[1]), "key")
+    """
+    gcs.faults["chunk"] = [None, lambda: process.kill()]
+    process = child(uploads, big)
+    assert process.wait() == -9
+    assert gcs.content("prefix/key") == b"old"
+
+
 def test_a_download_that_breaks_off_is_whole_in_the_end(gcs: FakeGCS, bucket: CloudStore, big: Path) -> None:
     bucket.upload(big, "key")
     gcs.faults["download"] = ["cut", 503, "cut"]
@@ -143,8 +160,9 @@ def test_a_refusal_is_one_line_that_says_what_where_and_what_to_do(
 
 
 def test_a_bucket_that_is_not_there_is_one_line(gcs: FakeGCS) -> None:
-    assert "gs://typo/prefix/FORMAT: no such bucket; make it" in refused(
-        FatalError, lambda: open_store("gs://typo/prefix")
+    said = refused(FatalError, lambda: open_store("gs://typo/prefix"))
+    assert said.startswith(
+        "gs://typo/prefix/FORMAT: no such bucket (The specified bucket does not exist.); correct its"
     )
 
 

@@ -46,3 +46,14 @@ def test_what_is_not_there_is_one_line(cloud: Call, made: Artifact) -> None:
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_without_a_bucket_there_is_nothing_to_move(program: Call, made: Artifact, command: str) -> None:
     assert program(command, made.key).error.startswith("place.bucket: not set; give gs://BUCKET/PREFIX")
+
+
+@pytest.mark.gcs
+def test_the_doctor_tries_the_bucket_and_leaves_nothing_there(cloud: Call, gcs: FakeGCS) -> None:
+    assert "ok       bucket gs://bucket/runs" in cloud("doctor").out
+    assert list(gcs.objects) == ["runs/FORMAT"]
+    gcs.faults["delete"] = [(403, "forbidden", "no storage.objects.delete")]
+    assert (
+        "MISSING  bucket gs://bucket/runs: prevents push and pull; gs://bucket/runs/probe: forbidden (no "
+        "storage.objects.delete); give the account roles/storage.objectUser on the bucket"
+    ) in cloud("doctor").out
