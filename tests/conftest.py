@@ -74,11 +74,13 @@ def gcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_gcs.Fa
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
     """The address of gcp-storage-emulator, a Cloud Storage server that is not ours."""
-    from gcp_storage_emulator.server import create_server
+    from gcp_storage_emulator.server import RequestHandler, create_server
 
     port = free_port()
-    with create_server("127.0.0.1", port, in_memory=True, default_bucket=fake_gcs.BUCKET):
-        yield f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RequestHandler, "log_message", lambda *_: None)  # to the standard error, which tests look at
+        with create_server("127.0.0.1", port, in_memory=True, default_bucket=fake_gcs.BUCKET):
+            yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
