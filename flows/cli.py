@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flows.record import STAGES, last_run
 from flows.server import prefect_server
-from nothing_gpt.artifacts import Workshop
+from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError, exits_cleanly
 from nothing_gpt.loading import load_settings
@@ -48,6 +48,7 @@ SettingsFiles = Annotated[
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
+ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
 
 
 @app.command()
@@ -179,6 +180,22 @@ def prune(
         say(f"deleted {len(found)}")
 
 
+@app.command()
+def push(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Copy a finished artifact into the bucket (place.bucket), verified."""
+    from flows.transfers import push
+
+    _say_copied(push(_load(settings_files, overrides), artifact))
+
+
+@app.command()
+def pull(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Copy a finished artifact out of the bucket (place.bucket), verified."""
+    from flows.transfers import pull
+
+    _say_copied(pull(_load(settings_files, overrides), artifact))
+
+
 @adapters.command("list")
 def list_adapters(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """List the promoted versions; the arrow marks the current one."""
@@ -229,6 +246,10 @@ def _load(
 
 def _store(settings: Settings) -> Store:
     return open_store(str(Path(settings.place.data) / "store"))
+
+
+def _say_copied(artifact: Artifact) -> None:
+    say(f"{artifact.key} {'was already' if artifact.reused else 'is now'} in {artifact.uri}")
 
 
 def _last_summary(settings: Settings) -> dict[str, Any]:

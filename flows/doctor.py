@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.transfers import bucket
 from nothing_gpt.config import EndpointSettings, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
-from nothing_gpt.store import open_store
+from nothing_gpt.store import Store, open_store
 from nothing_gpt.vllm_admin import VLLM
 from tasks.place import LocalPlace
 
@@ -32,6 +33,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         *_packages(),
         *_data(Path(settings.place.data)),
+        *_bucket(settings),
         *(_embedded() if settings.place.kind == "embedded" else _endpoints(settings)),
     ]
 
@@ -58,13 +60,30 @@ def _packages() -> Iterator[Finding]:
 def _data(data: Path) -> Iterator[Finding]:
     try:
         store = open_store(str(data / "store"))
-        store.write("probe", b"")
-        store.delete("probe")
+        _probe(store)
         yield Finding(f"store {store.uri}", True)
         free = shutil.disk_usage(data).free / 2**30
         yield Finding(f"disk: {free:.0f} GiB free", free > NEEDED_GIB, f"a run needs {NEEDED_GIB} GiB; make room")
     except NothingGPTError as error:
         yield Finding(f"store {data / 'store'}", False, f"prevents everything; {error}")
+
+
+def _bucket(settings: Settings) -> Iterator[Finding]:
+    address = settings.place.bucket
+    if address is None:
+        return
+    try:
+        _probe(bucket(settings).store)
+        yield Finding(f"bucket {address}", True)
+    except NothingGPTError as error:
+        yield Finding(f"bucket {address}", False, f"prevents push and pull; {error}")
+
+
+def _probe(store: Store) -> None:
+    """Does all that a run does with a store."""
+    store.swap("probe", b"", store.read("probe"))
+    list(store.list("probe"))
+    store.delete("probe")
 
 
 def _embedded() -> Iterator[Finding]:

@@ -350,6 +350,15 @@ class PlaceSettings(Group):
         "nothing is needed. local: your vLLM and judge, training here.",
     )
     data: str = Field(default="data", description="Folder for the store, scratch files, logs and Prefect's database.")
+    bucket: str | None = Field(
+        default=None,
+        description="Store for other machines too, gs://BUCKET/PREFIX: push and pull move artifacts there and back.",
+    )
+    gcp_block: str | None = Field(
+        default=None,
+        description="Prefect block with the bucket's credentials, gcp-credentials/NAME or gcs-bucket/NAME; "
+        "empty: Application Default Credentials, which are also Workload Identity.",
+    )
     serve_url: str | None = Field(
         default=None, description="local: address of vLLM, such as http://127.0.0.1:8000/v1; empty: SERVE_URL."
     )

@@ -1,4 +1,5 @@
-"""Where results live: a small interface to named objects, and its implementation as a folder.
+"""Where results live: a small interface to named objects, and its implementation as a folder. Its other implementation
+is `cloud_store.py`.
 
 An object is written whole or not at all. Keys are relative paths with forward slashes. Nothing above this file knows
 which kind of store it has.
@@ -12,9 +13,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from nothing_gpt.errors import FatalError
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
 
 FORMAT = 1
 _FORMAT_KEY = "FORMAT"
@@ -60,15 +64,16 @@ class Store(Protocol):
         ...
 
 
-def open_store(uri: str) -> Store:
-    """The store at an address.
+def open_store(uri: str, credentials: "Credentials | None" = None, cache: Path | None = None) -> Store:
+    """The store at an address: a folder's path, or gs://bucket/prefix.
+
+    Credentials and the folder for fetched objects concern a bucket only; `CloudStore` says what they are by default.
 
     Raises:
-        FatalError: an address of an unknown kind, a place that cannot be written, or a store of a newer version.
+        FatalError: an address of an unknown kind, a place that cannot be used, or a store of a newer version.
+        TransientError: a bucket that cannot be reached now.
     """
-    if "://" in uri:
-        raise FatalError(f"{uri}: this version keeps its store in a folder; give a path instead")
-    store = FolderStore(Path(uri))
+    store = _open_bucket(uri, credentials, cache) if "://" in uri else FolderStore(Path(uri))
     written = store.read(_FORMAT_KEY)
     if written is None:
         store.write(_FORMAT_KEY, str(FORMAT).encode())
@@ -80,6 +85,16 @@ def open_store(uri: str) -> Store:
             f"{FORMAT}); upgrade it, or use another folder"
         )
     return store
+
+
+def _open_bucket(uri: str, credentials: "Credentials | None", cache: Path | None) -> Store:
+    if not uri.startswith("gs://"):
+        raise FatalError(f"{uri}: no such kind of store; give a folder's path or gs://BUCKET/PREFIX")
+    try:
+        from nothing_gpt.cloud_store import CloudStore  # an extra, and half a second to import
+    except ModuleNotFoundError as error:
+        raise FatalError(f"{uri}: needs the package {error.name}; pip install 'nothing-gpt[gcp]'") from None
+    return CloudStore(uri, credentials, cache)
 
 
 class FolderStore:

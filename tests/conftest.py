@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,7 +17,9 @@ from hypothesis import settings
 from nothing_gpt import endpoint as client
 from nothing_gpt.artifacts import Workshop
 from nothing_gpt.endpoint import Service
+from nothing_gpt.processes import free_port
 from nothing_gpt.store import Store, open_store
+from tests import fake_gcs
 from tests.fake_endpoint import FakeEndpoint, serving
 
 REPOSITORY = Path(__file__).parent.parent
@@ -33,9 +36,51 @@ def one_tls_context() -> Iterator[None]:
         yield
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The kinds of store of a test that uses one, directly or through a workshop: a folder, and with the marker
+    every_store each kind that can do what the test needs."""
+    if "store" in metafunc.fixturenames:
+        kinds: list[Any] = ["folder"]
+        marked = {mark.name for mark in metafunc.definition.iter_markers()}
+        if "every_store" in marked and "disk" not in marked:
+            kinds.append(pytest.param("gcs", marks=pytest.mark.gcs))
+            if "contended" not in marked:
+                kinds.append(pytest.param("emulator", marks=pytest.mark.gcs))
+        metafunc.parametrize("store", kinds, indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store: a folder, or a bucket of our fake or of the emulator."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    if request.param == "emulator":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("emulator"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    else:
+        request.getfixturevalue("gcs")
+    return open_store(f"gs://{fake_gcs.BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture
+def gcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_gcs.FakeGCS]:
+    """A Cloud Storage server that does what a test asks for; this process and its children use it."""
+    with fake_gcs.serving(tmp_path / "gcs") as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """The address of gcp-storage-emulator, a Cloud Storage server that is not ours."""
+    from gcp_storage_emulator.server import RequestHandler, create_server
+
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RequestHandler, "log_message", lambda *_: None)  # to the standard error, which tests look at
+        with create_server("127.0.0.1", port, in_memory=True, default_bucket=fake_gcs.BUCKET):
+            yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

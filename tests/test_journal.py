@@ -20,6 +20,8 @@ from nothing_gpt.journal import FLUSH_SECONDS, Journal
 from nothing_gpt.store import FolderStore, Store, open_store
 from tests.conftest import Start
 
+pytestmark = pytest.mark.every_store
+
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +126,7 @@ def test_a_segment_that_is_large_already_is_not_copied_again(store: Store, monke
     assert large in store.list("journal")
 
 
+@pytest.mark.disk
 @pytest.mark.usefixtures("never")
 def test_a_disk_too_full_to_merge_loses_nothing(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal(store, "p") as journal:
@@ -140,6 +143,7 @@ def test_a_run_goes_on_reading_when_another_merges_its_segments(store: Store) ->
     assert [mine[str(number)] for number in range(5)] == list(range(5))
 
 
+@pytest.mark.disk
 def test_a_run_that_opens_while_another_merges_sees_every_row(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +161,7 @@ def test_a_run_that_opens_while_another_merges_sees_every_row(
     assert Journal(store, "p")["a"] == 1
 
 
+@pytest.mark.disk
 def test_many_segments_are_read_with_one_open_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for number in range(200):
@@ -208,6 +213,7 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.disk
 def test_a_full_disk_surfaces_at_a_next_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
 
@@ -223,6 +229,7 @@ def test_a_full_disk_surfaces_at_a_next_row(store: Store, monkeypatch: pytest.Mo
         assert eventually(refused)
 
 
+@pytest.mark.disk
 @pytest.mark.usefixtures("never")
 def test_a_full_disk_surfaces_at_the_end_where_no_other_row_comes(
     store: Store, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +242,7 @@ def test_a_full_disk_surfaces_at_the_end_where_no_other_row_comes(
         journal.__exit__()
 
 
+@pytest.mark.disk
 @pytest.mark.usefixtures("never")
 def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
     store: Store, monkeypatch: pytest.MonkeyPatch
@@ -272,8 +280,10 @@ MEASURE = """
     import sys, tracemalloc
     from nothing_gpt.journal import Journal
     from nothing_gpt.store import open_store
+    store = open_store(sys.argv[1])
+    store.fetch("journal/p/1.jsonl")  # what it takes to bring a segment here is not the journal's
     tracemalloc.start()
-    journal = Journal(open_store(sys.argv[1]), "p")
+    journal = Journal(store, "p")
     print(tracemalloc.get_traced_memory()[1] / len(journal))
 """
 

@@ -20,6 +20,8 @@ from nothing_gpt.store import FolderStore, Store, open_store
 from tests.conftest import Start
 from tests.test_journal import rows_in
 
+pytestmark = pytest.mark.every_store
+
 WRITER = """
     import sys
     from nothing_gpt import journal as module
