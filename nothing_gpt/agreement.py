@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from nothing_gpt.errors import FatalError
 from nothing_gpt.intervals import wilson
 from nothing_gpt.preferences import JudgedSet
-from nothing_gpt.records import checked_messages, digest, read_jsonl
+from nothing_gpt.records import checked_completions, checked_messages, digest, read_jsonl
 from nothing_gpt.verdicts import Ranking, consensus
 
 Labels = Mapping[str, "Label"]
@@ -78,8 +78,8 @@ def read_labels(path: Path) -> dict[str, Label]:
     for number, row in read_jsonl(path):
         where = f"{path}, line {number}"
         prompt = checked_messages(row, "prompt", where)
-        texts = row.get("completions")
-        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        texts, _ = checked_completions(row, where)
+        if len(texts) < 2:
             raise FatalError(f'{where}: no "completions"; expected a list of two texts or more')
         best, worst = row.get("best"), row.get("worst")
         places = range(len(texts))
@@ -125,5 +125,5 @@ def agreement_with_people(judged: Iterable[JudgedSet], labels: Labels) -> People
 
 
 def _key(prompt_id: str, texts: Sequence[str]) -> str:
-    """What names a set whatever the order of its completions: the prompt and the texts."""
-    return digest({"prompt": prompt_id, "completions": sorted(texts)})
+    """What names a set whatever the order of its completions: the prompt and the distinct texts."""
+    return digest({"prompt": prompt_id, "completions": sorted({*texts})})

@@ -15,7 +15,7 @@ from openai.types import Batch
 
 from nothing_gpt.endpoint import DEADLINE_S, FIRST_ANSWER_S, TIMEOUT_S, Service
 from nothing_gpt.errors import BadRowError, FatalError, TransientError
-from nothing_gpt.replies import RateLimitError, Reply, UnreachableError, classify, read_reply
+from nothing_gpt.replies import RateLimitError, Reply, UnreachableError, classify, hidden, read_reply
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 LISTED_AFTER_S = 60.0
@@ -105,11 +105,11 @@ class BatchApi:
         return self._patiently(lambda: self._listed(key))
 
     def retrieve(self, batch_id: str) -> Batch:
-        """The batch as it stands."""
+        """The batch as it stands, its status in small letters."""
 
         def retrieved() -> Batch:
             batch = self._client.batches.retrieve(batch_id)
-            _given(batch.status)
+            batch = batch.model_copy(update={"status": _given(batch.status).lower()})
             counts = batch.request_counts
             if batch.status == "completed" and counts and counts.completed and not batch.output_file_id:
                 raise TransientError(f"{self.url}: batch {batch_id} is completed, but its file is not there yet")
@@ -142,13 +142,13 @@ class BatchApi:
         """
         response = line.get("response")
         if not isinstance(response, dict) or not isinstance(response.get("status_code"), int):
-            raise TransientError(f"{self.url}: {_words(line.get('error'))}")
+            raise TransientError(f"{self.url}: {self._words(line.get('error'))}")
         status, body = response["status_code"], response.get("body")
         if status == 200:
-            return read_reply(json.dumps(body).encode(), self.url)
+            return read_reply(json.dumps(body).encode(), self.url, self._key)
         inner = body.get("error", body) if isinstance(body, dict) else body
         answer = httpx2.Response(status, request=httpx2.Request("POST", self.url))
-        error = openai.APIStatusError(_words(inner), response=answer, body=inner)
+        error = openai.APIStatusError(self._words(inner), response=answer, body=inner)
         raise classify(error, self.url, self.model, self._key)
 
     def refusal(self, batch: Batch) -> FatalError:
@@ -156,8 +156,15 @@ class BatchApi:
         errors = batch.errors.data if batch.errors and batch.errors.data else []
         reasons = "; ".join(f"{error.message} [{error.code}]" for error in errors[:3]) or "it gives no reason"
         return FatalError(
-            f"{self.url}: batch {batch.id} failed: {_words(reasons)}; what was answered is kept; mend the cause and "
-            "run again"
+            f"{self.url}: batch {batch.id} failed: {self._words(reasons)}; what was answered is kept; mend the cause "
+            "and run again"
+        )
+
+    def endless(self, batch: Batch, seconds: float) -> FatalError:
+        """Why nobody waits for a batch any more."""
+        return FatalError(
+            f"{self.url}: batch {batch.id} is still {batch.status!r} after {seconds / 3600:.0f} hours; see the "
+            f"provider's list of batches, and to ask and pay anew delete the file in {self._tickets} that names it"
         )
 
     def _listed(self, key: str) -> str | None:
@@ -223,6 +230,12 @@ class BatchApi:
         except (AttributeError, TypeError, ValueError):  # the client hands over a page, or other JSON, as it came
             raise TransientError(f"{self.url}: an answer that is none of the batch API's") from None
 
+    def _words(self, value: object) -> str:
+        """An error's own words, on one line."""
+        if isinstance(value, dict):
+            value = value.get("message") or value.get("code")
+        return " ".join(hidden(str(value or "no reason given"), self._key).split())[:200]
+
     def _no_api(self, reason: str) -> str:
         return f"{self.group}.batch: {self.url} has no batch API ({reason}); set it to false"
 
@@ -246,10 +259,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("custom_id"), str) else None
-
-
-def _words(value: object) -> str:
-    """An error's own words, on one line."""
-    if isinstance(value, dict):
-        value = value.get("message") or value.get("code")
-    return " ".join(str(value or "no reason given").split())[:200]

@@ -10,7 +10,9 @@ import hashlib
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,8 +22,8 @@ from openai.types import Batch
 
 from nothing_gpt.batch_api import ENDED, BatchApi
 from nothing_gpt.config import EndpointSettings, Price
-from nothing_gpt.endpoint import Service, price_of
-from nothing_gpt.errors import BadRowError, FatalError, TransientError
+from nothing_gpt.endpoint import STRANGERS, Service, price_of
+from nothing_gpt.errors import BadRowError, FatalError, NothingGPTError, TransientError
 from nothing_gpt.progress import Advance, progress, say
 from nothing_gpt.replies import Meter, Reply
 from nothing_gpt.store import Store, reporting_disk
@@ -36,6 +38,13 @@ ROUNDS = 3
 """Batches in which a row may fail for reasons that pass (429, 5xx, expired, missing) before it is set aside."""
 POLL_S = 10.0
 LONGEST_POLL_S = 60.0
+LONGEST_WAIT_S = 48 * 3600.0
+"""Waiting in which no batch ends, after which none will: the window that they are asked for (24 h), and a day."""
+
+
+def batch_price(price: Price | None) -> Price | None:
+    """What a model's tokens cost in batches."""
+    return price and Price(input=price.input * BATCH_DISCOUNT, output=price.output * BATCH_DISCOUNT)
 
 
 def ask_in_batches(
@@ -48,31 +57,27 @@ def ask_in_batches(
     handle: Callable[[str, Reply | BadRowError], None],
     label: str,
     *,
-    kept: Iterable[Reply] = (),
+    meter: Meter,
+    answered_by: str = "",
     sleep: Callable[[float], None] = time.sleep,
-) -> Meter:
+) -> None:
     """Asks every request and hands each one's reply, or why there is none, to `handle`, exactly once.
 
     `requests` are (custom id, body of a chat request with `messages` and `max_tokens`, without `model`); the same id
     and body are the same request, also in a later run. Tickets are kept in `store` under `folder`. `group` is the
-    settings' name, for messages; `kept` are the stage's replies of earlier runs, which count as spent.
+    settings' name, for messages. Of the rows kept from before, `answered_by` is the model that answered them and
+    `meter`, at `batch_price`, what they cost.
 
     Raises:
-        FatalError: no batch API, a batch that is refused, the spending limit, another model. TransientError: no answer
-            for `DEADLINE_S` seconds. KeyboardInterrupt and whatever `handle` raises pass. After each of them the
-            batches go on, and the next run collects them.
+        FatalError: no batch API, a batch that is refused, the spending limit, another model, no end of a batch for
+            `LONGEST_WAIT_S` seconds. TransientError: no answer for `DEADLINE_S` seconds. KeyboardInterrupt and
+            whatever `handle` raises pass. After each of them the batches go on, and the next run collects them.
     """
-    if price := price_of(service.model, settings, group):
-        price = Price(input=price.input * BATCH_DISCOUNT, output=price.output * BATCH_DISCOUNT)
-    meter = Meter(price)
-    answered_by = ""
-    for reply in kept:
-        meter.recall(reply)
-        answered_by = answered_by or reply.model
+    price_of(service.model, settings, group)
     with reporting_disk(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as spool:
         rows = _spooled(requests, service.model, meter, spool)
         if not rows:
-            return meter
+            return
         with BatchApi(service, group, f"{store.uri}/{folder}", sleep) as api, progress(label, len(rows)) as advance:
             work = _Work(api, settings, meter, store, folder, rows, spool, handle, advance, answered_by)
             try:
@@ -81,7 +86,6 @@ def ask_in_batches(
                 if work.open:
                     say(f"{api.url}: what was submitted goes on; the next run collects it")
                 raise
-    return meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,8 @@ class _Work:
             FatalError: none fits, and none is under way.
         """
         in_flight = {row for ticket in self.open for row in ticket.rows}
-        spent = (self._meter.cost_usd or 0.0) + sum(self._rows[row].most_usd for row in in_flight & self._rows.keys())
+        spent = (self._meter.cost_usd or 0.0) + self._meter.others_usd
+        spent += sum(self._rows[row].most_usd for row in in_flight & self._rows.keys())
         batch: list[str] = []
         size = 0
         for name, row in self._rows.items():
@@ -217,7 +222,7 @@ class _Work:
         self._store.write(self._name(ticket.key), json.dumps(asdict(ticket)).encode())
 
     def _next_ended(self) -> tuple[_Ticket, Batch]:
-        wait = POLL_S
+        wait, waited = POLL_S, 0.0
         while True:
             batches = [(ticket, self._api.retrieve(ticket.id)) for ticket in self.open]
             for ticket, batch in batches:
@@ -226,15 +231,25 @@ class _Work:
             counts = [batch.request_counts for _, batch in batches if batch.request_counts]
             done, total = sum(each.completed for each in counts), sum(each.total for each in counts)
             self._advance(0, f"{batches[0][1].status}, {done} of {total} answered")
+            if waited > LONGEST_WAIT_S:
+                raise self._api.endless(batches[0][1], waited)
             self._api.sleep(wait)
+            waited += wait
             wait = min(1.5 * wait, LONGEST_POLL_S)
 
     def _collect(self, ticket: _Ticket, batch: Batch) -> None:
-        """Hands over what an ended batch answers. What it does not answer leaves its ticket and waits again."""
+        """Hands over what an ended batch answers. What it does not answer leaves its ticket and waits again; so does
+        what another model answers, since rows of one stage come from one.
+
+        Raises:
+            FatalError: none of the rows can be answered, or too many come from another model.
+        """
+        self._answered_by = self._answered_by or self._usual_name(batch)
         seconds = max(0.0, time.time() - batch.created_at)
         pending = {row for row in ticket.rows if row in self._rows}
         errors = dict.fromkeys(pending, TransientError(f"batch {batch.id} ({batch.status}) left it unanswered"))
         bad: dict[str, BadRowError] = {}
+        strangers: dict[str, str] = {}
         fatal: FatalError | None = self._api.refusal(batch) if batch.status == "failed" else None
         for line in self._api.lines(batch):
             row = line["custom_id"]
@@ -249,10 +264,15 @@ class _Work:
             except FatalError as error:
                 fatal = error
             else:
-                self._check_model(reply.model)
+                if row not in strangers:
+                    self._meter.count(reply, seconds)  # whoever answered, it is paid for
+                if reply.model and reply.model != self._answered_by:
+                    strangers[row] = reply.model
+                    errors[row] = TransientError(f"{self._api.url}: {self._api.model} was answered by {reply.model}")
+                    continue
                 pending.remove(row)
+                strangers.pop(row, None)
                 bad.pop(row, None)
-                self._meter.count(reply, seconds)
                 self._finish(row, reply)
         for row in pending:
             if row not in bad:
@@ -263,6 +283,8 @@ class _Work:
                     self._meter.retries += 1
         # Before anything is raised: the next run shall not meet the same errors again, but ask anew.
         self._keep(replace(ticket, rows=[row for row in ticket.rows if row not in pending]))
+        if len(strangers) > STRANGERS:
+            fatal = self._another_model([*strangers.values()][-1])
         if fatal:
             raise fatal
         for row, error in bad.items():
@@ -272,12 +294,18 @@ class _Work:
         self._handle(self._rows.pop(row).custom_id, outcome)
         self._advance()
 
-    def _check_model(self, name: str) -> None:
-        """Rows of one stage come from one model; the first reply tells which name it answers by."""
-        self._answered_by = self._answered_by or name
-        if name and name != self._answered_by:
-            raise FatalError(
-                f"{self._api.url}: {self._api.model} was answered by {self._answered_by}, and now by {name}; "
-                f"what was answered is kept; set {self._api.group}.model to the model that all rows shall come "
-                "from, and run again"
-            )
+    def _usual_name(self, batch: Batch) -> str:
+        """The name of the model that most of a batch's replies come from."""
+        names: Counter[str] = Counter()
+        for line in self._api.lines(batch):
+            with suppress(NothingGPTError):
+                names[self._api.reply(line).model] += 1
+        del names[""]
+        return max(names, key=lambda name: names[name], default="")
+
+    def _another_model(self, name: str) -> FatalError:
+        return FatalError(
+            f"{self._api.url}: {self._api.model} was answered by {self._answered_by}, and now by {name}; "
+            f"what was answered is kept; set {self._api.group}.model to the model that all rows shall come "
+            "from, and run again"
+        )

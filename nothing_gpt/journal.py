@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from nothing_gpt.artifacts import lease
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.store import Store
 
 FLUSH_SECONDS = 0.5
@@ -63,8 +63,8 @@ class Journal:
         self._flusher.join()
         try:
             self._flush()
-            # A disk too full for a copy, or another run that merges too: all rows are written, a later run merges them.
-            with suppress(FatalError, FileNotFoundError):
+            # No room for a copy, a store out of reach, another run that merges too: a later run merges what is written.
+            with suppress(FatalError, TransientError, FileNotFoundError):
                 self._merge()
         finally:
             self._close_segment()

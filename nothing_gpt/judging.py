@@ -6,16 +6,16 @@ and read when they are wanted: a mended parser costs no call. What a reply means
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import compress
+from itertools import compress, count
 from pathlib import Path
 from typing import Any, Self
 
-from nothing_gpt.batches import ask_in_batches
+from nothing_gpt.batches import ask_in_batches, batch_price
 from nothing_gpt.config import JudgeSettings
-from nothing_gpt.endpoint import Endpoint, Service
+from nothing_gpt.endpoint import Endpoint, Service, price_of
 from nothing_gpt.errors import BadRowError, FatalError
 from nothing_gpt.failures import Failure, Failures
 from nothing_gpt.journal import Journal
@@ -29,7 +29,7 @@ from nothing_gpt.verdicts import RESPONSE_FORMAT, Ask, Ballot, Step, Verdict, ba
 RUBRIC = Path(__file__).parent / "rubric.md"
 BATCHES = 4
 """Batches one after the other: a question may want a doubled token cap and a re-ask, and one refuses the schema."""
-DEGENERATE = "fewer than two distinct completions"
+NO_CHOICE = "fewer than two distinct completions"
 
 
 def read_rubric(file: str | None) -> str:
@@ -73,11 +73,9 @@ class Judging:
     @property
     def usage(self) -> dict[str, Any]:
         """What all votes cost, those kept from before included, in sum and by model."""
-        meters = {judge.service.model: judge.meter for judge in self._judges}
-        costs = [meter.cost_usd for meter in meters.values()]
-        cost = None if None in costs else sum(cost or 0.0 for cost in costs)
-        models = {name: meter.figures() for name, meter in meters.items()}
-        return _together(meters.values()).figures() | {"cost_usd": cost, "models": models}
+        meters = [meter for judge in self._judges for meter in judge.meters.values()]
+        models = {judge.service.model: _figures(judge.meters.values()) for judge in self._judges}
+        return _figures(meters) | {"models": models}
 
     def ask(self, sets: Sequence[CompletionSet], label: str) -> None:
         """Asks for all missing votes; connects only if there are any. Sets are gone through twice a model, one at a
@@ -89,10 +87,17 @@ class Judging:
             TransientError: the endpoint stopped answering. What was answered is kept in all cases.
         """
         self._failures = Failures(label, "judge.max_failed_share", self._settings.max_failed_share, len(sets))
-        for judge in self._judges:
-            name = label if len(self._judges) == 1 else f"{label}: {judge.service.model}"
-            others = sum(other.meter.cost_usd or 0.0 for other in self._judges if other is not judge)
-            judge.ask(lambda: self._ballots(sets), self._failures, name, others)
+        with ExitStack() as alone:
+            # In the same order in every run, so that no two wait for each other.
+            for _, journal in sorted({judge.partition: judge.journal for judge in self._judges}.items()):
+                alone.enter_context(journal.alone())
+            # What all of them cost before counts before the first is asked.
+            waiting = [judge.recall(self._ballots(sets)) for judge in self._judges]
+            meters = [meter for judge in self._judges for meter in judge.meters.values()]
+            for judge, missing in zip(self._judges, waiting, strict=True):
+                name = label if len(self._judges) == 1 else f"{label}: {judge.service.model}"
+                judge.meter.others_usd = sum(meter.cost_usd or 0.0 for meter in meters if meter is not judge.meter)
+                judge.ask(lambda: self._ballots(sets), missing, self._failures, name)
 
     def result(self, item: CompletionSet) -> JudgedSet:
         """The set with the votes and repeats that there are, and where votes are missing the first one's reason."""
@@ -112,7 +117,7 @@ class Judging:
 
     def _failure(self, steps: Sequence[tuple[Ballot, Step]]) -> Failure | None:
         if not steps:
-            return Failure(DEGENERATE, None, 0)
+            return Failure(NO_CHOICE, None, 0)
         for ballot, step in steps:
             if isinstance(step, BadRowError) and not ballot.repeat:
                 return Failure(str(step), step.status, step.attempts)
@@ -136,12 +141,16 @@ class _Judge:
 
     def __init__(self, store: Store, settings: JudgeSettings, service: Service, rubric: str):
         self.service = service
-        self.meter = Meter(settings.prices.get(service.model))
+        price = settings.prices.get(service.model)
+        # By whether a reply came in a batch: what is kept was paid in the one way or the other.
+        self.meters = {False: Meter(price), True: Meter(batch_price(price))}
+        self.meter = self.meters[settings.batch]
+        self._answered_by = ""
         self._store = store
         self._settings = settings
         self._rubric = rubric
         self._plain = False
-        self._partition = digest(
+        self.partition = digest(
             {
                 "judge": service.identity,
                 "temperature": settings.temperature,
@@ -149,31 +158,39 @@ class _Judge:
                 "rubric": digest(rubric),
             }
         )[:16]
-        self.journal = Journal(store, f"judging/{self._partition}")
+        self.journal = Journal(store, f"judging/{self.partition}")
 
     def step(self, ballot: Ballot) -> Step:
         """What the ballot's replies come to."""
         return next_step(self._replies(ballot), ballot.order)
 
-    def ask(self, wanted: Callable[[], Iterator[Ballot]], failures: Failures, label: str, spent_usd: float) -> None:
-        """Asks for what is missing; `spent_usd` is what others have of `max_cost_usd`. Raises as `Judging.ask`."""
-        settings = self._settings
-        if settings.max_cost_usd is not None:
-            settings = settings.model_copy(update={"max_cost_usd": settings.max_cost_usd - spent_usd})
-        with self.journal.alone():
-            answered_by, waiting = None, bytearray()
-            for ballot in wanted():
-                replies = self._replies(ballot)
-                waiting.append(not isinstance(next_step(replies, ballot.order), Verdict))
-                for reply in replies:
-                    self.meter.recall(reply)
-                    answered_by = reply.model or answered_by
-            if settings.batch and any(waiting):
-                self._ask_in_batches(wanted, failures, label, settings)
-            elif any(waiting):
-                endpoint = Endpoint(self.service, settings, "judge", answered_by, self.meter)
-                with progress(label, len(waiting), len(waiting) - sum(waiting)) as advance:
-                    asyncio.run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
+    def recall(self, wanted: Iterable[Ballot]) -> bytearray:
+        """Counts what earlier runs paid for; returns, for each ballot, whether its verdict is missing.
+
+        Raises:
+            FatalError: one is, and the spending limit needs a price that is not known.
+        """
+        waiting = bytearray()
+        for ballot in wanted:
+            rows = [*self._rows(ballot)]
+            replies = [Reply.of(row) for row in rows]
+            waiting.append(not isinstance(next_step(replies, ballot.order), Verdict))
+            for row, reply in zip(rows, replies, strict=True):
+                self.meters[row.get("batch", False)].recall(reply)
+                self._answered_by = reply.model or self._answered_by
+        if any(waiting):
+            price_of(self.service.model, self._settings, "judge")
+        return waiting
+
+    def ask(self, wanted: Callable[[], Iterator[Ballot]], waiting: bytearray, failures: Failures, label: str) -> None:
+        """Asks for what is missing. Raises as `Judging.ask`."""
+        if not any(waiting):
+            return
+        if self._settings.batch:
+            return self._ask_in_batches(wanted, failures, label)
+        endpoint = Endpoint(self.service, self._settings, "judge", self._answered_by or None, self.meter)
+        with progress(label, len(waiting), len(waiting) - sum(waiting)) as advance:
+            asyncio.run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
 
     async def _ask(self, endpoint: Endpoint, ballots: Iterable[Ballot], failures: Failures, advance: Advance) -> None:
         async with endpoint:
@@ -214,9 +231,7 @@ class _Judge:
         self._plain = True
         return reply
 
-    def _ask_in_batches(
-        self, wanted: Callable[[], Iterator[Ballot]], failures: Failures, label: str, settings: JudgeSettings
-    ) -> None:
+    def _ask_in_batches(self, wanted: Callable[[], Iterator[Ballot]], failures: Failures, label: str) -> None:
         """The same in batches: what the replies of one batch want goes into the next."""
         failed: dict[str, BadRowError] = {}
 
@@ -224,23 +239,26 @@ class _Judge:
             if isinstance(answer, BadRowError):
                 failed[key] = answer
             else:
-                self.journal.add(key, answer.row())
+                self.journal.add(key, answer.row() | {"batch": True})
+                self._answered_by = self._answered_by or answer.model
 
         for batch in range(BATCHES):
-            plain, earlier, failed_before = self._plain, self.meter, len(failed)
+            plain, before = self._plain, self.meter.calls + len(failed)
             due = self._due(wanted(), anew=batch == 0)
             requests = ((key, self._request(ballot, ask)) for key, ballot, ask in due if key not in failed)
-            kept = (reply for ballot in wanted() for reply in self._replies(ballot))
-            folder = f"batches/judging-{self._partition}"
-            self.meter = ask_in_batches(
-                self.service, settings, "judge", self._store, folder, requests, handle, label, kept=kept
+            ask_in_batches(
+                self.service,
+                self._settings,
+                "judge",
+                self._store,
+                f"batches/judging-{self.partition}",
+                requests,
+                handle,
+                label,
+                meter=self.meter,
+                answered_by=self._answered_by,
             )
-            asked = self.meter.calls > 0 or len(failed) > failed_before
-            self.meter.calls += earlier.calls
-            self.meter.kept -= earlier.calls
-            self.meter.retries += earlier.retries
-            self.meter.seconds.extend(earlier.seconds)
-            if not asked:
+            if self.meter.calls + len(failed) == before:
                 break
             for key, ballot, _ in self._due(wanted(), anew=True):
                 if key in failed and not plain and _refuses_schema(failed[key]):
@@ -274,18 +292,23 @@ class _Judge:
         }
 
     def _replies(self, ballot: Ballot) -> list[Reply]:
-        replies: list[Reply] = []
-        while (row := self.journal.get(f"{ballot.key}/{len(replies)}")) is not None:
-            replies.append(Reply.of(row))
-        return replies
+        return [Reply.of(row) for row in self._rows(ballot)]
+
+    def _rows(self, ballot: Ballot) -> Iterator[dict[str, Any]]:
+        """The replies to the ballot as they are kept."""
+        for number in count():
+            if (row := self.journal.get(f"{ballot.key}/{number}")) is None:
+                return
+            yield row
 
 
 def _refuses_schema(error: BadRowError) -> bool:
     return re.search("response_format|schema", str(error)) is not None
 
 
-def _together(meters: Iterable[Meter]) -> Meter:
-    """The counts of several meters, without a price."""
+def _figures(meters: Collection[Meter]) -> dict[str, Any]:
+    """The counts of several meters in sum."""
+    costs = [meter.cost_usd for meter in meters]
     total = Meter()
     for meter in meters:
         total.calls += meter.calls
@@ -294,4 +317,4 @@ def _together(meters: Iterable[Meter]) -> Meter:
         total.prompt_tokens += meter.prompt_tokens
         total.completion_tokens += meter.completion_tokens
         total.seconds.extend(meter.seconds)
-    return total
+    return total.figures() | {"cost_usd": None if None in costs else sum(cost or 0.0 for cost in costs)}

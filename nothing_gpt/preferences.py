@@ -6,6 +6,7 @@ with them. Figures on the pairs are `quality.py`.
 
 import heapq
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,12 +16,22 @@ from typing import Any
 
 from nothing_gpt.config import JudgeSettings
 from nothing_gpt.errors import FatalError
-from nothing_gpt.records import CompletionSet, Message, Prompt, checked_messages, read_jsonl, share
+from nothing_gpt.records import (
+    CompletionSet,
+    Message,
+    Prompt,
+    checked_completions,
+    checked_messages,
+    read_jsonl,
+    share,
+    whole_characters,
+)
 from nothing_gpt.verdicts import Ranking, Verdict, consensus
 
 TRAIN = "train.jsonl"
 VAL = "val.jsonl"
 
+DEGENERATE = "degenerate"
 NOT_JUDGED = "not judged"
 EMPTY = "a side is empty"
 EQUAL = "both sides are equal"
@@ -66,7 +77,7 @@ def pair_of(judged: JudgedSet) -> Pair | str:
     completion may step in, and the set is dropped. Cut against cut, or whole against cut, teaches no such thing.
     """
     if judged.failed is not None or not judged.votes:
-        return NOT_JUDGED
+        return NOT_JUDGED if len(set(judged.item.completions)) > 1 else DEGENERATE
     ranking = consensus(judged.votes)
     if not isinstance(ranking, Ranking):
         return ranking
@@ -92,19 +103,20 @@ def write_pairs(judged: Iterable[JudgedSet], folder: Path, settings: JudgeSettin
     all."""
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
-    halves = {name: folder / f"_{name}" for name in (TRAIN, VAL)}
-    with ExitStack() as stack:
-        files = {name: stack.enter_context(half.open("w", encoding="utf-8")) for name, half in halves.items()}
-        for item in judged:
-            outcome = pair_of(item)
-            if isinstance(outcome, str):
-                drops[outcome] += 1
-                continue
-            name = side(outcome.prompt, settings)
-            files[name].write(json.dumps(pair_row(outcome), ensure_ascii=False) + "\n")
-            counts[name] += 1
-    for name, half in halves.items():
-        half.replace(folder / name)
+    with tempfile.TemporaryDirectory(prefix=".pairs-", dir=folder) as mine:
+        halves = {name: Path(mine, name) for name in (TRAIN, VAL)}
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(half.open("w", encoding="utf-8")) for name, half in halves.items()}
+            for item in judged:
+                outcome = pair_of(item)
+                if isinstance(outcome, str):
+                    drops[outcome] += 1
+                    continue
+                name = side(outcome.prompt, settings)
+                files[name].write(json.dumps(pair_row(outcome), ensure_ascii=False) + "\n")
+                counts[name] += 1
+        for name, half in halves.items():
+            half.replace(folder / name)
     return Split(counts[TRAIN], counts[VAL], drops)
 
 
@@ -164,24 +176,17 @@ def read_judged(path: Path) -> Iterator[JudgedSet]:
     for number, row in read_jsonl(path):
         where = f"{path}, line {number}"
         prompt = Prompt.of(checked_messages(row, "prompt", where))
+        texts, cut = checked_completions(row, where)
         try:
-            yield _judged(prompt, row)
+            votes, repeats = ([_vote(vote, len(texts)) for vote in row.get(name, [])] for name in ("votes", "repeats"))
+            yield JudgedSet(CompletionSet(prompt, texts, cut), votes, row.get("failed"), repeats)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise FatalError(f"{where}: not a set that the judge wrote; judge the completions again") from None
 
 
-def _judged(prompt: Prompt, row: dict[str, Any]) -> JudgedSet:
-    texts: list[str] = [*row["completions"]]
-    cut: list[bool] = [*row.get("truncated", [False] * len(texts))]
-    if len(cut) != len(texts) or not all(isinstance(text, str) for text in texts):
-        raise ValueError
-    votes, repeats = ([_vote(vote, len(texts)) for vote in row.get(name, [])] for name in ("votes", "repeats"))
-    return JudgedSet(CompletionSet(prompt, texts, cut), votes, row.get("failed"), repeats)
-
-
 def _vote(row: dict[str, Any], count: int) -> Verdict:
     vote = Verdict(**row)
-    vote = replace(vote, order=tuple(vote.order))
+    vote = replace(vote, order=tuple(vote.order), reason=whole_characters(vote.reason))
     if len(set(vote.order)) != len(vote.order) or not set(vote.order) <= set(range(count)):
         raise ValueError
     if not vote.tie and (vote.best == vote.worst or not {vote.best, vote.worst} <= set(vote.order)):

@@ -185,24 +185,24 @@ def read_prompts(*paths: Path) -> tuple[Rows[Prompt], int]:
 
 
 def read_sets(path: Path) -> Rows[CompletionSet]:
-    """The sets of a `completions.jsonl`: rows `{prompt, completions}`, and `truncated` where it is known.
+    """The sets of a `completions.jsonl`: rows `{prompt, completions}`, and `truncated` where it is known. A text that
+    is there twice is one completion, whole if it was whole once.
 
     Raises:
         FatalError: missing or empty file, or a line that is no such row.
     """
 
     def build(identity: str, row: Any) -> CompletionSet:
-        completions = row["completions"]
-        truncated = row.get("truncated") or [False] * len(completions)
-        return CompletionSet(Prompt(identity, _messages(row["prompt"])), completions, truncated)
+        cut: dict[str, bool] = {}
+        for text, truncated in zip(*checked_completions(row, str(path)), strict=True):
+            cut[text] = cut.get(text, True) and truncated
+        return CompletionSet(Prompt(identity, _messages(row["prompt"])), [*cut], [*cut.values()])
 
     sets = Rows([path], build)
     for number, offset, row in _lines(path):
         where = f"{path}, line {number}"
         identity = digest(checked_messages(row, "prompt", where))
-        completions = row.get("completions")
-        if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
-            raise FatalError(f'{where}: no "completions"; expected a list of texts')
+        checked_completions(row, where)
         sets.note(0, offset, identity)
     if not sets:
         raise FatalError(f"{path}: holds no completions; run the stage before this one")
@@ -223,6 +223,20 @@ def checked_messages(row: Any, field: str, where: str) -> list[Message]:
         if message["content"] != whole_characters(message["content"]):
             raise FatalError(f"{where}: half a character (a lone surrogate) in a message; correct the text")
     return _messages(messages)
+
+
+def checked_completions(row: dict[str, Any], where: str) -> tuple[list[str], list[bool]]:
+    """A row's `completions`, and of each whether the token limit cut it: `truncated`, none where that is not known.
+    Raises FatalError, naming `where`, for anything else."""
+    texts, cut = row.get("completions"), row.get("truncated")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise FatalError(f'{where}: no "completions"; expected a list of texts')
+    if any(text != whole_characters(text) for text in texts):
+        raise FatalError(f"{where}: half a character (a lone surrogate) in a completion; correct the text")
+    cut = [False] * len(texts) if cut is None else cut
+    if not isinstance(cut, list) or len(cut) != len(texts) or not all(isinstance(value, bool) for value in cut):
+        raise FatalError(f'{where}: "truncated" must be a list with true or false for each completion, or be left out')
+    return texts, cut
 
 
 def _messages(messages: Any) -> list[Message]:

@@ -104,7 +104,8 @@ class Sampling:
                 waiting[number] = len(samples.missing) > 0
                 for row in samples.replies:
                     meter.recall(Reply(row["model"], [], *row["tokens"]))
-                    answered_by = row["model"] or answered_by
+                    if row.get("asked") == self._service.model:  # by another name it answers as another
+                        answered_by = row["model"] or answered_by
             if any(waiting):
                 endpoint = Endpoint(self._service, settings, "sampling", answered_by, meter)
                 with progress(label, len(prompts), len(prompts) - sum(waiting)) as advance:
@@ -178,7 +179,8 @@ class Sampling:
             self._one_by_one = True
         if len(reply.choices) == 1 < count:
             self._one_by_one = True
-        self._journal.add(_key(prompt.id, first), reply.row() | {"n": count, "seed": seed})
+        asked = {"asked": self._service.model, "n": count, "seed": seed}
+        self._journal.add(_key(prompt.id, first), reply.row() | asked)
         return reply, count
 
     def _samples(self, prompt: str) -> _Samples:

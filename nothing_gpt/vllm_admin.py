@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from pydantic import SecretStr
 
+from nothing_gpt.endpoint import checked_key
 from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.replies import hidden
 
 MODELS_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 120.0
@@ -27,7 +30,7 @@ class VLLM:
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self.url = base_url.rstrip("/").removesuffix("/v1").rstrip("/")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._api_key = SecretStr(api_key or "")
         self._tls = httpx.create_ssl_context()
 
     def models(self) -> dict[str, str | None]:
@@ -39,7 +42,7 @@ class VLLM:
             return {model["id"]: model.get("root") for model in response.json()["data"]}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise FatalError(
-                f"{response.url} is not an OpenAI-compatible endpoint (answer: {_excerpt(response.text)}); "
+                f"{response.url} is not an OpenAI-compatible endpoint (answer: {self._excerpt(response.text)}); "
                 "give the address that vLLM listens on"
             ) from None
 
@@ -64,7 +67,7 @@ class VLLM:
             raise FatalError(f"{self.url} already serves {name!r}; choose another name, or load it in place")
         # vLLM answers 500, not 400, to an adapter that it cannot take.
         if response.status_code == 500 and message:
-            raise FatalError(f"{self.url} cannot load the adapter {path} as {name!r}: {_excerpt(message)}")
+            raise FatalError(f"{self.url} cannot load the adapter {path} as {name!r}: {self._excerpt(message)}")
         raise self._refused(response)
 
     def unload(self, name: str) -> None:
@@ -96,8 +99,10 @@ class VLLM:
 
     def _request(self, method: str, route: str, timeout_s: float, body: dict[str, Any] | None = None) -> httpx.Response:
         url = self.url + route
+        key = checked_key(self._api_key, url)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            return httpx.request(method, url, json=body, headers=self._headers, timeout=timeout_s, verify=self._tls)
+            return httpx.request(method, url, json=body, headers=headers, timeout=timeout_s, verify=self._tls)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise FatalError(f"{url!r} is no address ({error}); write http://host:port/v1") from None
         except httpx.TimeoutException:
@@ -117,10 +122,15 @@ class VLLM:
             )
         if status == 404:
             return FatalError(f"{url} does not exist (404); give the address that vLLM listens on")
-        said = _excerpt(_error_message(response) or response.text)
+        said = self._excerpt(_error_message(response) or response.text)
         if status in TRANSIENT_STATUSES or status >= 500:
             return TransientError(f"{url} answers {status}: {said}; it may pass")
         return FatalError(f"{url} refuses the request ({status}): {said}")
+
+    def _excerpt(self, text: str, length: int = 200) -> str:
+        """The beginning of what the server said, on one line and without the key."""
+        line = " ".join(hidden(text, self._api_key.get_secret_value().strip()).split())
+        return line if len(line) <= length else line[:length] + "..."
 
 
 def _error_message(response: httpx.Response) -> str:
@@ -130,8 +140,3 @@ def _error_message(response: httpx.Response) -> str:
         return str(body["error"]["message"] if "error" in body else body["detail"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _excerpt(text: str, length: int = 200) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[:length] + "..."

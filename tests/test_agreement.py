@@ -1,5 +1,6 @@
 """Agreement with people: kappa as in the literature, and labels that find their set whatever its order."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def test_a_label_finds_its_set_by_prompt_and_texts_whatever_their_order(tmp_path
     assert people["kappa_worst"] is None  # both always say "three"
 
 
+def test_a_label_on_texts_that_were_there_twice_finds_the_set_of_the_distinct_ones(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "human.jsonl", [label("a", completions=[*TEXTS, "one"], best=3)])
+    assert agreement_with_people([judged("a", 0, 2)], read_labels(tmp_path / "human.jsonl"))["matched"] == 1
+
+
 def test_sets_on_which_the_judge_agrees_with_nobody_not_even_itself_are_counted_apart(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "human.jsonl", [label("a"), label("b", best=1, worst=0)])
     split = JudgedSet(completion_set("a"), [verdict(0, 2), verdict(2, 0)])
@@ -97,6 +103,7 @@ def test_sets_on_which_the_judge_agrees_with_nobody_not_even_itself_are_counted_
         ([{"completions": TEXTS}], 'line 1: no "prompt"'),
         ([label(completions="one")], 'line 1: no "completions"'),
         ([label(completions=["one"])], 'line 1: no "completions"'),
+        ([label(completions=["one", "tw\ud83d"], worst=1)], "line 1: half a character"),
         ([label(best=3)], '"best" and "worst" must be whole numbers from 0 to 2'),
         ([label(worst=-1)], '"best" and "worst" must be whole numbers from 0 to 2'),
         ([label(best=True)], '"best" and "worst" must be whole numbers from 0 to 2'),
@@ -106,7 +113,7 @@ def test_sets_on_which_the_judge_agrees_with_nobody_not_even_itself_are_counted_
     ],
 )
 def test_a_file_that_holds_no_labels_is_one_clear_line(tmp_path: Path, rows: list[Any], line: str) -> None:
-    write_jsonl(tmp_path / "human.jsonl", rows)
+    (tmp_path / "human.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(FatalError, match=line) as raised:
         read_labels(tmp_path / "human.jsonl")
     assert "human.jsonl" in str(raised.value)

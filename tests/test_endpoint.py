@@ -404,10 +404,10 @@ def test_an_answer_that_comes_byte_by_byte_and_never_ends_is_a_fault_that_may_pa
     assert len(Run(service, ["a"]).replies) == 1
 
 
+@pytest.mark.usefixtures("short_outages")
 def test_a_row_that_is_always_one_too_many_is_set_aside_when_it_is_the_only_one_left(
-    fake: FakeEndpoint, service: Service, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, service: Service
 ) -> None:
-    monkeypatch.setattr(client, "DEADLINE_S", 0.5)
     fake.answer = lambda request: fails(429, "too large") if last(request) == "t9" else says("x")
     run = Run(service, texts(10), concurrency=1)
     assert (len(run.replies), list(run.aside), run.error) == (9, ["t9"], None)

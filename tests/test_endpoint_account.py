@@ -160,6 +160,7 @@ def test_a_key_is_hidden_before_a_message_is_cut(fake: FakeEndpoint, service: Se
     assert "incorrect key *** given" in str(run.error)
 
 
+@pytest.mark.usefixtures("short_outages")
 def test_a_page_that_repeats_the_key_is_shown_without_it(fake: FakeEndpoint, service: Service) -> None:
     fake.answer = lambda request: Answer(body=b"Authorization: Bearer sk-planted-secret")
     run = Run(replace(service, api_key=SecretStr("sk-planted-secret")), ["a"])

@@ -210,10 +210,32 @@ def test_what_one_model_of_a_panel_cost_the_next_cannot_spend(
     fake: FakeEndpoint, service: Service, store: Store
 ) -> None:
     prices = {name: Price(input=0, output=1e6) for name in ("fake", "second")}  # 16 USD reserved a call, 5 paid
-    with pytest.raises(FatalError, match="raise the limit and run again"):
+    with pytest.raises(FatalError, match=r"max_cost_usd: 60\.0 would be exceeded"):
         judged(store, service, sets(4), panel=["second"], prices=prices, max_tokens=16, max_cost_usd=60, concurrency=1)
     assert Counter(request["model"] for request in fake.requests)["fake"] == 8
     assert len(fake.requests) * 5 <= 60
+
+
+def test_what_all_models_of_a_panel_cost_before_counts_before_the_first_is_asked(
+    fake: FakeEndpoint, service: Service, store: Store
+) -> None:
+    prices = {name: Price(input=0, output=1e6) for name in ("fake", "second")}  # 16 USD reserved a call, 5 paid
+    settings: dict[str, Any] = {"panel": ["second"], "prices": prices, "max_tokens": 16, "concurrency": 1}
+    judged(store, service, sets(5), **settings)
+    with pytest.raises(FatalError, match=r"max_cost_usd: 121\.0 would be exceeded"):
+        judged(store, service, sets(20), max_cost_usd=121, **settings)
+    assert 100 < len(fake.requests) * 5 <= 121
+
+
+def test_the_price_of_every_model_of_a_panel_is_asked_for_before_any_is(service: Service, store: Store) -> None:
+    prices = {"fake": Price(input=1, output=1)}
+    with pytest.raises(FatalError, match=r"no price is known for second; add it to judge\.prices"):
+        judged(store, replace(service, connect=nobody), sets(3), panel=["second"], prices=prices, max_cost_usd=100)
+
+
+def test_a_model_whose_votes_are_all_kept_needs_no_price(fake: FakeEndpoint, service: Service, store: Store) -> None:
+    first = judged(store, service, sets(3))
+    assert judged(store, replace(service, connect=nobody), sets(3), max_cost_usd=1) == first
 
 
 def test_a_repeat_is_asked_in_the_first_order_and_is_no_vote(

@@ -113,6 +113,38 @@ def test_usage_counts_all_batches_and_what_was_kept_at_half_the_price(
     assert (told["calls"], told["kept"], told["prompt_tokens"], told["cost_usd"]) == (4, 8, 120, 60.0)
 
 
+def test_what_is_kept_costs_what_was_paid_however_it_is_asked_for_now(
+    fake: FakeBatches, service: Service, store: Store
+) -> None:
+    prices = {"fake": Price(input=1e6, output=0)}  # 10 USD a call, 5 in a batch
+
+    def cost(count: int, batch: bool) -> float:
+        return usage(store, service, sets(count), batch=batch, prices=prices)["cost_usd"]
+
+    assert [cost(3, batch=True), cost(3, batch=True), cost(3, batch=False)] == [30, 30, 30]
+    assert [cost(4, batch=False), cost(4, batch=True), cost(5, batch=True)] == [50, 50, 60]
+
+
+def test_what_was_paid_one_by_one_counts_towards_the_limit_of_a_batch(
+    fake: FakeBatches, service: Service, store: Store
+) -> None:
+    prices = {"fake": Price(input=0, output=1e6)}  # 16 USD a call at most, 8 in a batch; 5 and 2.50 paid
+    judged(store, service, sets(2), prices=prices, max_tokens=16)
+    with pytest.raises(FatalError, match=r"max_cost_usd: 27\.0 would be exceeded after"):
+        judged(store, service, sets(3), prices=prices, max_tokens=16, batch=True, max_cost_usd=27)
+    assert fake.batches == {}
+
+
+def test_one_reply_by_another_model_holds_up_nothing(fake: FakeBatches, service: Service, store: Store) -> None:
+    wise = fake.answer
+    fake.fate = lambda request, batch: (
+        says("{}", model="fake-0613") if (scene(request), batch) == ("scene 2", 0) else wise(request)
+    )
+    results = judged(store, service, sets(5), votes=1, batch=True)
+    assert [[vote.model for vote in one.votes] for one in results] == [["fake"]] * 5
+    assert fake.paid.total() == 6
+
+
 ASK = """
     import sys
     from nothing_gpt.endpoint import Service

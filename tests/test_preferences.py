@@ -1,6 +1,7 @@
 """Pairs: chosen and rejected are what the votes agree on, and a prompt's side is its own affair."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nothing_gpt.config import JudgeSettings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.preferences import (
     CUT,
+    DEGENERATE,
     EMPTY,
     EQUAL,
     NOT_JUDGED,
@@ -32,6 +34,7 @@ from nothing_gpt.records import CompletionSet, read_jsonl, write_jsonl
 from nothing_gpt.verdicts import Verdict
 from tests.samples import completion_set, prompt, verdict
 
+NOT_OURS = "not a set that the judge wrote"
 SETTINGS = JudgeSettings(val_ratio=0.3, seed=1)
 
 
@@ -56,6 +59,7 @@ def test_the_best_is_chosen_and_the_worst_rejected() -> None:
         (judged("a", verdict(0, 0, tie=True), verdict(0, 0, tie=True)), "tie"),
         (judged("a", failed="no usable verdict"), NOT_JUDGED),
         (JudgedSet(completion_set("a"), []), NOT_JUDGED),
+        (JudgedSet(completion_set("a", ["same", "same"]), [], "fewer than two distinct completions"), DEGENERATE),
         (judged_as(["one", " one\n"], [False, False], 0, 1), EQUAL),
         (judged_as(["one", " \n"], [False, False], 0, 1), EMPTY),
     ],
@@ -112,6 +116,18 @@ def test_dropped_sets_are_counted_by_reason_and_no_half_file_stays(tmp_path: Pat
     assert sorted(file.name for file in tmp_path.iterdir()) == [TRAIN, VAL]
 
 
+def test_two_runs_that_write_into_one_folder_do_not_meet(tmp_path: Path) -> None:
+    def meanwhile() -> Iterator[JudgedSet]:
+        yield judged("a")
+        assert write_pairs([judged("a")], tmp_path, SETTINGS) == first
+        yield judged("b")
+
+    first = write_pairs([judged("a")], tmp_path, SETTINGS)
+    write_pairs(meanwhile(), tmp_path, SETTINGS)
+    assert sum(1 for name in (TRAIN, VAL) for _ in read_jsonl(tmp_path / name)) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == [TRAIN, VAL]
+
+
 def test_a_pair_is_written_in_trls_conversational_format() -> None:
     assert pair_row(Pair(prompt("a"), "yes", "no", 0, 1)) == {
         "prompt": prompt("a").messages,
@@ -144,21 +160,25 @@ def test_judged_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "problem"),
     [
-        {"completions": None},
-        {"completions": [1, 2, 3]},
-        {"truncated": [True]},
-        {"votes": 3},
-        {"votes": [{"best": 0, "worst": 1}]},
-        {"votes": [asdict(verdict(0, 3))]},
-        {"votes": [asdict(verdict(1, 1))]},
-        {"votes": [asdict(verdict(0, 1, order=(0, 1, 7)))]},
-        {"votes": [asdict(verdict(0, 1, order=(0, 1, 1)))]},
+        ({"completions": None}, 'no "completions"'),
+        ({"completions": [1, 2, 3]}, 'no "completions"'),
+        ({"completions": ["a", "b", "c \ud83d"]}, "half a character"),
+        ({"truncated": [True]}, '"truncated" must be a list'),
+        ({"votes": 3}, NOT_OURS),
+        ({"votes": [asdict(verdict(0, 1)) | {"reason": None}]}, NOT_OURS),
+        ({"votes": [{"best": 0, "worst": 1}]}, NOT_OURS),
+        ({"votes": [asdict(verdict(0, 3))]}, NOT_OURS),
+        ({"votes": [asdict(verdict(1, 1))]}, NOT_OURS),
+        ({"votes": [asdict(verdict(0, 1, order=(0, 1, 7)))]}, NOT_OURS),
+        ({"votes": [asdict(verdict(0, 1, order=(0, 1, 1)))]}, NOT_OURS),
     ],
 )
-def test_a_row_that_the_judge_did_not_write_is_one_clear_line(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_row_that_the_judge_did_not_write_is_one_clear_line(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
     row = {"prompt": prompt().messages, "completions": ["a", "b", "c"], "votes": []} | change
-    write_jsonl(tmp_path / "judged.jsonl", [row])
-    with pytest.raises(FatalError, match=r"judged.jsonl, line 1: not a set that the judge wrote"):
+    (tmp_path / "judged.jsonl").write_text(json.dumps(row))
+    with pytest.raises(FatalError, match=rf"judged.jsonl, line 1: {problem}"):
         list(read_judged(tmp_path / "judged.jsonl"))

@@ -144,6 +144,25 @@ def test_sets_are_read_when_they_are_looked_at(file: Path) -> None:
     assert (sets[0].prompt, sets[0].truncated) == (Prompt.of(sets[0].prompt.messages), [True, False])
 
 
+def test_a_text_that_is_there_twice_is_one_completion_and_whole_if_it_was_whole_once(file: Path) -> None:
+    texts, cut = ["a", "b", "a", "c", "c"], [True, False, False, True, True]
+    write_jsonl(file, [GOOD | {"completions": texts, "truncated": cut}])
+    assert (read_sets(file)[0].completions, read_sets(file)[0].truncated) == (["a", "b", "c"], [False, False, True])
+
+
+@pytest.mark.parametrize("truncated", [True, "no", [False], [False] * 3, [0, 1], ["a", "b"], {}])
+def test_a_row_that_says_in_another_way_what_was_cut_is_fatal_with_its_number(file: Path, truncated: object) -> None:
+    write_jsonl(file, [GOOD | {"completions": ["a", "b"], "truncated": truncated}])
+    with pytest.raises(FatalError, match='line 1: "truncated" must be a list with true or false for each completion'):
+        read_sets(file)
+
+
+def test_half_a_character_in_a_completion_is_fatal_with_its_number(file: Path) -> None:
+    file.write_text(json.dumps(GOOD | {"completions": ["a \ud83d", "b"]}))
+    with pytest.raises(FatalError, match=r"line 1: half a character .* in a completion"):
+        read_sets(file)
+
+
 @pytest.mark.parametrize("completions", [None, "text", [1], [None]])
 def test_a_row_without_completions_is_fatal_with_its_number(file: Path, completions: object) -> None:
     file.write_text(json.dumps(GOOD | {"completions": completions}))

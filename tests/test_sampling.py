@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt import endpoint as client
 from nothing_gpt.config import Price, SamplingSettings
 from nothing_gpt.endpoint import AHEAD, Service
 from nothing_gpt.errors import FatalError, TransientError
@@ -291,6 +290,7 @@ def test_a_refused_prompt_is_set_aside_with_its_reason_and_asked_again_by_the_ne
     assert [last(request) for request in fake.requests] == ["scene 1"]
 
 
+@pytest.mark.usefixtures("last_rows_given_up")
 def test_one_prompt_that_no_try_brings_is_set_aside_alone(fake: FakeEndpoint, service: Service, store: Store) -> None:
     fake.answer = lambda request: fails(500, "boom") if last(request) == "scene 7" else says("a", "b", "c")
     results = sample(store, service, prompts(12), settings=SamplingSettings(max_failed_share=0))
@@ -319,6 +319,7 @@ def test_a_stage_stops_asking_once_too_many_have_failed(fake: FakeEndpoint, serv
     assert len(fake.requests) < 100
 
 
+@pytest.mark.usefixtures("short_outages")
 def test_an_endpoint_that_goes_away_is_transient_and_what_it_said_is_kept(
     fake: FakeEndpoint, service: Service, store: Store
 ) -> None:
@@ -387,14 +388,22 @@ def test_the_spending_limit_counts_what_earlier_runs_spent(fake: FakeEndpoint, s
 
 
 def test_another_model_that_answers_after_a_resume_stops_the_stage(
-    fake: FakeEndpoint, service: Service, store: Store, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, service: Service, store: Store
 ) -> None:
-    monkeypatch.setattr(client, "DEADLINE_S", 60)
     fake.answer = lambda request: says("a", "b", "c", model="fake-2026-01")
     sample(store, service, prompts(2))
     fake.answer = lambda request: says("a", "b", "c", model="fake-2026-02")
     with pytest.raises(FatalError, match="was answered by fake-2026-01, and now by fake-2026-02"):
         sample(store, service, prompts(20))
+
+
+def test_the_same_adapter_under_another_name_goes_on_where_it_was(
+    fake: FakeEndpoint, service: Service, store: Store
+) -> None:
+    fake.answer = lambda request: says("a", "b", "c", model=request["model"])
+    sample(store, service, prompts(2))
+    assert len(sample(store, replace(service, model="renamed"), prompts(20))) == 20
+    assert [request["model"] for request in fake.requests] == ["fake"] * 2 + ["renamed"] * 18
 
 
 def test_the_same_adapter_at_another_address_is_not_asked_again(service: Service, store: Store) -> None:

@@ -73,6 +73,19 @@ def test_the_api_key_is_sent_as_a_bearer_token(server: FakeVLLM) -> None:
     assert server.asked == [("/v1/models", None, "Bearer secret")]
 
 
+def test_the_line_end_of_a_key_is_not_sent(server: FakeVLLM) -> None:
+    VLLM(server.url, api_key="secret\n").models()
+    assert server.asked == [("/v1/models", None, "Bearer secret")]
+
+
+@pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-\xe9", "sk\x00"])
+def test_a_key_that_can_be_none_is_fatal_and_not_shown(server: FakeVLLM, key: str) -> None:
+    with pytest.raises(FatalError, match="the key for it holds characters that no key has") as caught:
+        VLLM(server.url, api_key=key).models()
+    assert "sk" not in str(caught.value)
+    assert not server.asked
+
+
 def test_without_an_api_key_none_is_sent(server: FakeVLLM) -> None:
     VLLM(server.url).models()
     assert server.asked == [("/v1/models", None, None)]
@@ -139,6 +152,21 @@ def test_a_refused_key_is_fatal_and_not_shown(server: FakeVLLM, status: int) -> 
     with pytest.raises(FatalError, match="refuses the API key") as caught:
         VLLM(server.url, api_key="secret").models()
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [(400, "no secret given"), (500, "x" * 190 + " secret"), (200, "<p>secret</p>")])
+def test_a_key_that_the_server_repeats_is_not_shown(server: FakeVLLM, answer: tuple[int, str]) -> None:
+    server.answers["/v1/models"] = answer
+    with pytest.raises((FatalError, TransientError), match=r"\*\*\*") as caught:
+        VLLM(server.url, api_key="secret\n").models()
+    assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:1", "http://me:se@cret@127.0.0.1:1/v1"])
+def test_a_password_in_the_address_is_fatal_and_not_shown(address: str) -> None:
+    with pytest.raises(FatalError, match="as a key, not in the address") as caught:
+        VLLM(address).models()
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [429, 502, 503])

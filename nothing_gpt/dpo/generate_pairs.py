@@ -5,9 +5,10 @@
 reads `prompts.jsonl` in DPO_DATA_PATH and writes `completions.jsonl` beside it.
 """
 
+import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from nothing_gpt.config import EndpointSettings, Environment, SamplingSettings
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError, exits_cleanly
 from nothing_gpt.progress import say
-from nothing_gpt.records import CompletionSet, Prompt, read_prompts, write_jsonl
-from nothing_gpt.sampling import Sampling
-from nothing_gpt.store import open_store
+from nothing_gpt.records import CompletionSet, read_jsonl, read_prompts
+from nothing_gpt.sampling import Sampling, SetAside
+from nothing_gpt.store import open_store, reporting_disk
 from nothing_gpt.vllm_admin import VLLM
 
 STAGE = Stage("generate_pairs", 2)
@@ -40,34 +41,37 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
         wanted, _ = read_prompts(workshop.file(prompts, "prompts.jsonl"))
         with Sampling(workshop.store, settings, service, settings.num_completions) as sampling:
             sampling.ask(wanted, "generate")
-            aside: list[dict[str, Any]] = []
-            counts: Counter[str] = Counter(degenerate=0, failed=0, truncated=0, completions=0)
-            rows = write_jsonl(folder / COMPLETIONS, _rows(sampling, wanted, aside, counts))
-        write_jsonl(folder / SET_ASIDE, aside)
-        if not rows:
+            counts = _write(folder, map(sampling.result, wanted))
+        if not counts["rows"]:
+            _, first = next(read_jsonl(folder / SET_ASIDE))
             raise FatalError(
-                f"generate: none of {len(wanted)} prompts has usable completions (the first: {aside[0]['reason']}); "
+                f"generate: none of {len(wanted)} prompts has usable completions (the first: {first['reason']}); "
                 "see what the endpoint answers, and sampling.max_tokens, temperature and line_filter"
             )
-        return {"rows": rows, **counts, "usage": sampling.usage}
+        return {**counts, "usage": sampling.usage}
 
     fingerprinted = settings.model_dump(exclude={"model", *EndpointSettings.model_fields})
     return workshop.make(STAGE, fingerprinted | {"answering": service.identity}, {"prompts": prompts}, build)
 
 
-def _rows(
-    sampling: Sampling, prompts: Sequence[Prompt], aside: list[dict[str, Any]], counts: Counter[str]
-) -> Iterator[dict[str, Any]]:
-    for prompt in prompts:
-        result = sampling.result(prompt)
-        if isinstance(result, CompletionSet):
-            counts["completions"] += len(result.completions)
-            counts["truncated"] += sum(result.truncated)
-            yield {"prompt": prompt.messages, "completions": result.completions, "truncated": result.truncated}
-        else:
-            counts["degenerate" if result.degenerate else "failed"] += 1
-            why = {"reason": result.reason, "status": result.status, "attempts": result.attempts}
-            aside.append({"prompt": prompt.messages} | why)
+def _write(folder: Path, results: Iterable[CompletionSet | SetAside]) -> Counter[str]:
+    """Writes each result into the file where it belongs, one in memory at a time, and returns the counts."""
+    counts = Counter(rows=0, degenerate=0, failed=0, truncated=0, completions=0)
+    with (
+        (folder / COMPLETIONS).open("w", encoding="utf-8") as rows,
+        (folder / SET_ASIDE).open("w", encoding="utf-8") as aside,
+    ):
+        for result in results:
+            if isinstance(result, CompletionSet):
+                counts["rows"] += 1
+                counts["completions"] += len(result.completions)
+                counts["truncated"] += sum(result.truncated)
+                file, row = rows, {"completions": result.completions, "truncated": result.truncated}
+            else:
+                counts["degenerate" if result.degenerate else "failed"] += 1
+                file, row = aside, {"reason": result.reason, "status": result.status, "attempts": result.attempts}
+            file.write(json.dumps({"prompt": result.prompt.messages} | row, ensure_ascii=False) + "\n")
+    return counts
 
 
 @exits_cleanly
@@ -85,7 +89,8 @@ def main() -> None:
         api_key=environment.serve_api_key,
     )
     completions = generate_pairs(workshop, prompts, settings, service)
-    shutil.copyfile(workshop.file(completions, COMPLETIONS), data / COMPLETIONS)
+    with reporting_disk(data / COMPLETIONS):
+        shutil.copyfile(workshop.file(completions, COMPLETIONS), data / COMPLETIONS)
 
 
 def _identity(environment: Environment, model: str) -> str:

@@ -6,7 +6,6 @@ reads `completions.jsonl` in DPO_DATA_PATH and writes beside it `judged.jsonl`, 
 `train.jsonl` and `val.jsonl`. JUDGE_MODEL names another judge. What the votes agree on is decided in `preferences.py`.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import Environment, JudgeSettings
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import exits_cleanly
+from nothing_gpt.errors import FatalError, exits_cleanly
 from nothing_gpt.failures import Failure
-from nothing_gpt.judging import DEGENERATE, Judging, read_rubric
+from nothing_gpt.judging import NO_CHOICE, Judging, read_rubric
 from nothing_gpt.preferences import JudgedSet, read_judged, write_pairs
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest, read_sets, write_jsonl
-from nothing_gpt.store import open_store
+from nothing_gpt.store import FolderStore, open_store
 
 STAGE = Stage("judge", 2)
 JUDGED = "judged.jsonl"
@@ -44,7 +43,7 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
             def rows() -> Iterator[dict[str, Any]]:
                 nonlocal failed
                 for judged in map(judging.result, sets):
-                    failed += judged.failed not in (None, DEGENERATE)
+                    failed += judged.failed not in (None, NO_CHOICE)
                     yield _row(judged, judging.failure(judged.item) if judged.failed else None)
 
             count = write_jsonl(folder / JUDGED, rows())
@@ -73,13 +72,20 @@ def main() -> None:
     """The guide's command, with the guide's variables."""
     environment = Environment()
     data = environment.dpo_data_path
-    settings = JudgeSettings() if environment.judge_model is None else JudgeSettings(model=environment.judge_model)
+    settings = JudgeSettings(model=environment.judge_model) if environment.judge_model else JudgeSettings()
     workshop = Workshop(open_store(str(data / ".nothing-gpt")), data / ".nothing-gpt" / "work")
     completions = workshop.adopt(Stage("generate_pairs", 0), {"completions.jsonl": data / "completions.jsonl"})
     service = Service(lambda: environment.openai_base_url, settings.model, settings.model, environment.openai_api_key)
     judged = judge(workshop, completions, settings, service)
-    shutil.copyfile(workshop.file(judged, JUDGED), data / JUDGED)
-    split = write_pairs(read_judged(data / JUDGED), data, settings)
+    votes = workshop.file(judged, JUDGED)
+    try:
+        FolderStore(data).upload(votes, JUDGED)
+        split = write_pairs(read_judged(votes), data, settings)
+    except OSError as error:
+        raise FatalError(
+            f"{error.filename2 or error.filename}: cannot be written ({error.strerror}); make room for it and run "
+            "again: the votes are kept"
+        ) from None
     say(f"{split.train} pairs to train on, {split.val} to validate; dropped: {dict(split.drops)}")
 
 

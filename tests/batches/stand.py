@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from nothing_gpt.batches import ask_in_batches
+from nothing_gpt.batches import ask_in_batches, batch_price
 from nothing_gpt.config import EndpointSettings, Price
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import BadRowError
@@ -46,14 +46,21 @@ class Stand:
         max_cost_usd: float | None = None,
         kept: Iterable[Reply] = (),
         model: str = "fake",
+        others_usd: float = 0.0,
     ) -> Meter:
         settings = EndpointSettings(prices={model: price} if price else {}, max_cost_usd=max_cost_usd)
         service = Service(lambda: self.provider.url, model, "judge-1", SecretStr(KEY))
         asked = [(text, body(text)) for text in texts if text not in self.replies]
         self.aside = {}
-        return ask_in_batches(
-            service, settings, "judge", self.store, FOLDER, asked, self.handle, "judging", kept=kept, sleep=self.sleep
-        )
+        meter, answered_by = Meter(batch_price(price), others_usd=others_usd), ""
+        for reply in kept:
+            meter.recall(reply)
+            answered_by = reply.model
+        ask_in_batches(
+            service, settings, "judge", self.store, FOLDER, asked, self.handle, "judging",
+            meter=meter, answered_by=answered_by, sleep=self.sleep,
+        )  # fmt: skip
+        return meter
 
     def keep(self, text: str, outcome: Reply | BadRowError) -> None:
         assert text not in self.replies, f"{text} was handed over twice"

@@ -23,11 +23,11 @@ MOMENTS = [
     "POST /batches",
     "store",
     *["GET /batches/ID"] * 3,
-    "GET /files/ID/content",
+    *["GET /files/ID/content"] * 2,
     *["handle"] * COUNT,
     "store",
 ]
-"""What an undisturbed run does, in this order."""
+"""What an undisturbed run does, in this order: the first answers are read twice, once for the model's usual name."""
 
 
 class Trace:
@@ -162,6 +162,7 @@ CHILD = """
     from nothing_gpt import batches
     from nothing_gpt.config import EndpointSettings
     from nothing_gpt.endpoint import Service
+    from nothing_gpt.replies import Meter
     from nothing_gpt.store import open_store
     from tests.batches.stand import FOLDER, body, texts
 
@@ -170,7 +171,7 @@ CHILD = """
     requests = [(text, body(text)) for text in texts(int(count))]
     batches.ask_in_batches(
         service, EndpointSettings(), "judge", open_store(uri), FOLDER, requests, lambda *_: None, "judging",
-        sleep=lambda seconds: None,
+        meter=Meter(), sleep=lambda seconds: None,
     )
 """
 

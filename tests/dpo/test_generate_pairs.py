@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from nothing_gpt.errors import FatalError
 from nothing_gpt.records import Prompt, read_jsonl, write_jsonl
 from nothing_gpt.store import open_store
 from tests.conftest import Start
-from tests.fake_endpoint import FakeEndpoint, fails, last, says
+from tests.fake_endpoint import Answer, FakeEndpoint, Request, fails, last, says
 from tests.samples import prompts
 
 pytestmark = pytest.mark.usefixtures("hasty")
@@ -124,6 +125,29 @@ def test_another_adapter_or_setting_makes_another_artifact(workshop: Workshop, s
         ]
     }
     assert len(keys) == 5
+
+
+def test_prompts_that_are_set_aside_do_not_stay_in_memory(
+    workshop: Workshop, fake: FakeEndpoint, service: Service
+) -> None:
+    def build(folder: Path) -> dict[str, int]:
+        texts = (f"{number} " + "x" * 160_000 for number in range(100))
+        write_jsonl(folder / "prompts.jsonl", ({"prompt": [{"role": "user", "content": text}]} for text in texts))
+        return {}
+
+    def answer(request: Request) -> Answer:
+        fake.requests.clear()
+        return says("a", "b", "c") if last(request).startswith("0 ") else fails(400, "too long")
+
+    fake.answer = answer
+    source = workshop.make(Stage("prompts", 1), {}, {}, build)
+    settings = SamplingSettings(max_failed_share=1.0, concurrency=2)
+    tracemalloc.start()
+    made = generate_pairs(workshop, source, settings, service)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12_000_000  # the prompts have sixteen million bytes
+    assert workshop.counts(made)["failed"] == 99
 
 
 RUN = """

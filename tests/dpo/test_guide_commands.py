@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
-from tests.fake_endpoint import Answer, FakeEndpoint, Request, says
+from tests.fake_endpoint import Answer, FakeEndpoint, Request, fails, says
 
 
 def run(module: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -49,6 +51,31 @@ def test_prompts_become_completions_and_these_become_pairs(fake: FakeEndpoint, t
 
     again = run("nothing_gpt.dpo.judge", OPENAI_BASE_URL=fake.url, OPENAI_API_KEY="k", DPO_DATA_PATH=str(tmp_path))
     assert (again.returncode, len(fake.requests)) == (0, 80)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-s\xe9cret"])
+def test_a_key_of_whatever_form_is_no_traceback_and_not_shown(fake: FakeEndpoint, tmp_path: Path, key: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "a"}]}) + "\n")
+    fake.answer = lambda request: fails(401, f"no such key: {key}")
+    ended = run("nothing_gpt.dpo.generate_pairs", SERVE_URL=fake.url, SERVE_API_KEY=key, DPO_DATA_PATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "cret" not in ended.stderr
+
+
+def test_completions_that_cannot_be_written_are_one_clear_line_and_not_paid_again(
+    fake: FakeEndpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "a"}]}) + "\n")
+    fake.answer = lambda request: says("a", "b", "c", model=request["model"])
+    completions = tmp_path / "completions.jsonl"
+    completions.symlink_to("/dev/full")
+    full = run("nothing_gpt.dpo.generate_pairs", SERVE_URL=fake.url, DPO_DATA_PATH=str(tmp_path))
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith(f"error: {completions}: cannot be used (No space left on device)")
+    completions.unlink()
+    again = run("nothing_gpt.dpo.generate_pairs", SERVE_URL=fake.url, DPO_DATA_PATH=str(tmp_path))
+    assert (again.returncode, len(fake.requests)) == (0, 1), again.stderr
 
 
 def test_a_missing_prompts_file_is_one_clear_line(fake: FakeEndpoint, tmp_path: Path) -> None:

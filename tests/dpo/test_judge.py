@@ -8,7 +8,7 @@ import pytest
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import JudgeSettings
-from nothing_gpt.dpo.judge import JUDGED, judge
+from nothing_gpt.dpo.judge import JUDGED, judge, main
 from nothing_gpt.endpoint import Service
 from nothing_gpt.preferences import read_judged
 from nothing_gpt.records import read_jsonl, write_jsonl
@@ -151,15 +151,16 @@ def test_the_guides_own_file_is_judged(workshop: Workshop, service: Service, tmp
     assert len(rows(workshop, made)[0]["votes"]) == 2
 
 
-def test_the_guides_command_reads_and_writes_the_guides_files(
-    fake: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from nothing_gpt.dpo.judge import main
+def test_a_text_that_is_there_twice_is_shown_once(workshop: Workshop, service: Service, fake: FakeEndpoint) -> None:
+    made = judge(workshop, given(workshop, [["bb", "a", "bb"]]), SETTINGS.model_copy(update={"votes": 3}), service)
+    assert sorted(map(shown, fake.requests)) == [["a", "bb"], ["bb", "a"]]
+    (row,) = rows(workshop, made)
+    assert {(vote["best"], vote["worst"]) for vote in row["votes"]} == {(0, 1)}
 
-    texts = [[f"{number}", "bb" * number + "bbb"] for number in range(1, 60)]
-    write_jsonl(
-        tmp_path / "completions.jsonl", ({"prompt": prompt(pair[0]).messages, "completions": pair} for pair in texts)
-    )
+
+@pytest.fixture
+def guide(fake: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The guide's folder, and its variables set."""
     for name, value in {
         "DPO_DATA_PATH": str(tmp_path),
         "OPENAI_BASE_URL": fake.url,
@@ -167,12 +168,43 @@ def test_the_guides_command_reads_and_writes_the_guides_files(
         "JUDGE_MODEL": "fake",
     }.items():
         monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def test_an_empty_name_of_a_judge_is_none(guide: Path, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_MODEL", "")
+    write_jsonl(guide / "completions.jsonl", [{"prompt": prompt().messages, "completions": ["a", "bb"]}])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    written = [row for name in ("train.jsonl", "val.jsonl") for _, row in read_jsonl(tmp_path / name)]
+    assert {request["model"] for request in fake.requests} == {JudgeSettings().model}
+
+
+@pytest.mark.parametrize("name", ["judged.jsonl", "train.jsonl", "val.jsonl"])
+def test_a_file_that_cannot_be_written_is_one_clear_line(
+    guide: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write_jsonl(guide / "completions.jsonl", [{"prompt": prompt().messages, "completions": ["a", "bb"]}])
+    (guide / name).mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {guide / name}: cannot be ")
+    assert "Is a directory" in line
+
+
+def test_the_guides_command_reads_and_writes_the_guides_files(guide: Path, fake: FakeEndpoint) -> None:
+    texts = [[f"{number}", "bb" * number + "bbb"] for number in range(1, 60)]
+    write_jsonl(
+        guide / "completions.jsonl", ({"prompt": prompt(pair[0]).messages, "completions": pair} for pair in texts)
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    written = [row for name in ("train.jsonl", "val.jsonl") for _, row in read_jsonl(guide / name)]
     assert len(written) == 59
     assert all(len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in written)
     assert set(fake.authorization) == {"Bearer sk-secret"}
-    for file in tmp_path.rglob("*"):
+    for file in guide.rglob("*"):
         assert file.is_dir() or b"sk-secret" not in file.read_bytes()
