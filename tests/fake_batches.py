@@ -15,7 +15,7 @@ from email.policy import HTTP
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.fake_endpoint import Answer, FakeEndpoint, Handler, Request, fails, last
+from tests.fake_endpoint import Answer, FakeEndpoint, Handler, Request, fails, last, running
 
 COURSE = ("validating", "in_progress", "finalizing", "completed")
 PAGE = 2
@@ -210,10 +210,5 @@ def _json(value: Any) -> Answer:
 @contextmanager
 def serving_batches(port: int = 0) -> Iterator[FakeBatches]:
     """A running endpoint."""
-    with FakeBatches(port) as endpoint:
-        thread = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield endpoint
-        finally:
-            endpoint.shutdown()
+    with running(FakeBatches(port)) as endpoint:
+        yield endpoint

@@ -179,7 +179,7 @@ def last(request: Request) -> str:
     return request["messages"][-1]["content"]
 
 
-Server = TypeVar("Server", bound=FakeEndpoint)
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
 
 @contextmanager

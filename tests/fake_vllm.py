@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.fake_endpoint import running
+
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 RANK, IN, OUT = 2, 4, 3
 Refusal = tuple[int, str]
@@ -203,9 +205,5 @@ def _number(*of: object) -> int:
 @contextmanager
 def serving_adapters() -> Iterator[FakeVLLM]:
     """A running server that serves the base model alone."""
-    with FakeVLLM() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+    with running(FakeVLLM()) as server:
+        yield server

@@ -73,7 +73,10 @@ def test_an_outage_is_ridden_out(disturbed: Outcome, stage: StageName) -> None:
 
 
 @both_stages
-def test_a_row_that_always_fails_is_set_aside_alone_with_its_reason(disturbed: Outcome, stage: StageName) -> None:
+def test_a_row_that_always_fails_is_set_aside_alone_with_its_reason(
+    disturbed: Outcome, stage: StageName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "OUTAGE_S", 1.0)
     became = disturbed(stage, Mischief(poison=POISONED))
     assert (became["finished"], became["set_aside"], became["wrong"]) == (ROWS - 1, 1, 0)
     assert all("500 poison on purpose" in reason for reason in became["reasons"])

@@ -7,7 +7,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 MARK = "NOTHING_GPT_TEST_RUN"
 REPOSITORY = Path(__file__).parents[2]
@@ -21,10 +24,11 @@ class Command:
     def __init__(self, *arguments: str, log: Path):
         self.mark = uuid.uuid4().hex
         self.log = log
+        self._groups: set[int] = set()
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", self.entry, *arguments],
-                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=REPOSITORY,
+                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=REPOSITORY, process_group=0,
                 env=os.environ | {MARK: self.mark, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
 
     def wait(self, timeout_s: float = 600) -> int:
@@ -46,16 +50,16 @@ class Command:
         self.process.wait()
 
     def alive(self) -> list[int]:
-        """Ids of all living processes of the command."""
-        marked = f"{MARK}={self.mark}".encode()
-        found = []
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if marked in environment.read_bytes().split(b"\0"):
-                    found.append(int(environment.parent.name))
-            except OSError:
-                continue
-        return found
+        """Ids of all living processes of the command: those that bear its mark, and those of a process group in which
+        one bore it, as vLLM's engine writes its title over its environment."""
+        groups: dict[int, int] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    groups[process.pid] = os.getpgid(process.pid)
+                if process.environ().get(MARK) == self.mark:
+                    self._groups.add(groups[process.pid])
+        return [pid for pid, group in groups.items() if group in self._groups]
 
     @property
     def output(self) -> str:
