@@ -5,6 +5,7 @@ Torch is imported where tensors are read, so that a flow that only passes adapte
 
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
     """Checks that a LoRA adapter is whole, finite and servable by vLLM, and fits the base model where one is given.
 
     Raises:
-        FatalError: a file is missing, cut or not an adapter's; a tensor holds NaN or infinity, or has another rank
-            than the configuration says; DoRA or `modules_to_save`; shapes of another base.
+        FatalError: a file is missing, cut or not an adapter's; a tensor holds NaN or infinity, has another rank than
+            the configuration says, or lacks its other half; DoRA, `modules_to_save`, an adapter on the output head or
+            for another task than text; shapes of another base.
     """
     config = _config(folder)
     for feature in ("use_dora", "modules_to_save"):
@@ -77,6 +79,14 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
     rank = config.get("r")
     if config.get("peft_type") != "LORA" or not isinstance(rank, int):
         raise FatalError(f"{folder / CONFIG}: not a LoRA adapter (peft_type {config.get('peft_type')!r}, r {rank!r})")
+    for name in ("r", "lora_alpha"):
+        value = config.get(name, 1)  # a configuration may leave lora_alpha to PEFT
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
+            raise FatalError(f"{folder / CONFIG}: {name} is {value!r}, and must be a number above 0; make it again")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise FatalError(
+            f"{folder / CONFIG}: task_type is {config['task_type']!r}; give an adapter that writes text (CAUSAL_LM)"
+        )
     shapes = _base_shapes(base) if base else None
     tensors = _tensors(folder)
     for name, tensor in tensors.items():
@@ -85,8 +95,13 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
         side = next((side for side in ("lora_A", "lora_B") if f".{side}." in name), None)
         if side is None or tensor.ndim != 2:
             raise FatalError(f"{folder / WEIGHTS}: {name} is no LoRA matrix; train a plain LoRA adapter")
+        if ".lm_head." in name:  # the loss takes the head's weights and does not call it, so this would not be trained
+            raise FatalError(f"{folder / WEIGHTS}: {name}: lm_head cannot be trained; give an adapter without it")
         if tensor.shape[0 if side == "lora_A" else 1] != rank:
             raise FatalError(f"{folder / WEIGHTS}: {name} has shape {tuple(tensor.shape)}, but {CONFIG} says r={rank}")
+        other = "lora_B" if side == "lora_A" else "lora_A"
+        if name.replace(f".{side}.", f".{other}.") not in tensors:
+            raise FatalError(f"{folder / WEIGHTS}: {name} has no {other} beside it; a part is lost, make it again")
         if shapes is not None:
             target = name.removeprefix("base_model.model.").partition(f".{side}.")[0] + ".weight"
             expected = shapes.get(target)
@@ -141,10 +156,15 @@ def _tensors(folder: Path) -> dict[str, Any]:
 
 def _base_shapes(base: Path) -> dict[str, list[int]] | None:
     """Shapes of the base's weights, read from the files' headers; None where the base has no local safetensors."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}
     for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise FatalError(
+                f"{path}: cannot be read ({error}); the base model's weights are cut or damaged, download them again"
+            ) from None
     return shapes or None

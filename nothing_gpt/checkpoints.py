@@ -1,25 +1,31 @@
 """Which checkpoint may a killed training go on from? The newest whole one, on this disk or in the store.
 
 Transformers takes the newest folder on trust: without its adapter file training silently restarts, without the
-optimizer's state it silently diverges. So a checkpoint counts only if all that resuming reads is there, can be opened
-and is finite. A copy in the store counts only with its marker, which is written last and knows each file's checksum.
+optimizer's state it silently diverges. So a checkpoint counts only with its marker, which is written last and knows
+each file's checksum; the same holds for its copy in the store.
+
+Beside it stands what else a training that can be killed needs: a name, a work folder of its own, a stop at once.
 """
 
+import fcntl
+import hashlib
 import json
+import os
 import shutil
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
-from nothing_gpt.errors import NothingGPTError
+from nothing_gpt.errors import NothingGPTError, TransientError
 from nothing_gpt.progress import say
-from nothing_gpt.records import file_digest
-from nothing_gpt.store import Store
+from nothing_gpt.records import digest, file_digest
+from nothing_gpt.store import FolderStore, Store, reporting_disk
 
 COMPLETE = "COMPLETE"
 FOLDER = "checkpoints"
 KEPT = 2
 """Copies in the store of one run: the newest, and the one before it in case that is damaged."""
-_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 class Checkpoints:
@@ -45,16 +51,15 @@ class Checkpoints:
         return local
 
     def keep(self, checkpoint: Path) -> None:
-        """Copies a checkpoint to the store and deletes copies that are too old. A store that fails is no reason to stop
-        training: it is said, and the checkpoint stays on this disk."""
+        """Marks a checkpoint that was just saved as whole, copies it to the store, and deletes copies that are too
+        old."""
+        seal(checkpoint)
         if self._store is None:
             return
-        try:
+        with surviving_store(checkpoint.name):
             keep_folder(self._store, f"{self._key}/{checkpoint.name}", checkpoint)
             for step in self._copies()[KEPT:]:
                 delete_folder(self._store, f"{self._key}/checkpoint-{step}")
-        except NothingGPTError as error:
-            say(f"train: {checkpoint.name} is on this machine only: {error}")
 
     def clear(self) -> None:
         """Deletes the run's copies: it is finished."""
@@ -76,25 +81,23 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether everything that resuming reads is there, can be opened and is finite: a cut file shows in its header or
-    index. `ref`, the trainer's copy of the starting adapter, may be missing, since training makes it anew."""
+    """Whether every file is there as it was saved, and the adapter finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        adapters = [checkpoint / "adapter_model.safetensors"]
-        if (checkpoint / "ref").is_dir():
-            adapters.append(checkpoint / "ref" / "adapter_model.safetensors")
-        for adapter in adapters:
-            tensors = load_file(adapter)
-            if not tensors or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-                return False
-        for name in _STATE:
-            zipfile.ZipFile(checkpoint / name).close()
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+        marker = json.loads((checkpoint / COMPLETE).read_bytes())
+        if any(file_digest(checkpoint / name) != checksum for name, checksum in marker.items()):
+            return False
+        tensors = load_file(checkpoint / "adapter_model.safetensors")
+    except (OSError, ValueError, AttributeError, NothingGPTError, SafetensorError):
         return False
-    return True
+    return bool(tensors) and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def seal(folder: Path) -> None:
+    """Marks a folder as whole. Should the power fail before its files are on the disk, their checksums tell."""
+    FolderStore(folder).write(COMPLETE, json.dumps(_checksums(folder)).encode())
 
 
 def step_of(checkpoint: Path) -> int:
@@ -106,11 +109,19 @@ def keep_folder(store: Store, key: str, folder: Path) -> None:
     """Copies a folder's files to the store. The marker goes first and comes last, so that a half-made copy, or one that
     is being replaced, is none."""
     store.delete(f"{key}/{COMPLETE}")
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    for name, path in files.items():
-        store.upload(path, f"{key}/{name}")
-    marker = {name: file_digest(path) for name, path in files.items()}
-    store.write(f"{key}/{COMPLETE}", json.dumps(marker).encode())
+    checksums = _checksums(folder)
+    for name in checksums:
+        store.upload(folder / name, f"{key}/{name}")
+    store.write(f"{key}/{COMPLETE}", json.dumps(checksums).encode())
+
+
+@contextmanager
+def surviving_store(what: str) -> Iterator[None]:
+    """Copying that fails is no reason to stop training: it is said, and what was to be copied stays on this disk."""
+    try:
+        yield
+    except (NothingGPTError, OSError) as error:
+        say(f"train: {what} is on this machine only: {error}")
 
 
 def fetch_folder(store: Store | None, key: str, folder: Path) -> bool:
@@ -126,6 +137,7 @@ def fetch_folder(store: Store | None, key: str, folder: Path) -> bool:
             shutil.copyfile(store.fetch(f"{key}/{name}"), half / name)
             if file_digest(half / name) != checksum:
                 return False
+        (half / COMPLETE).write_bytes(marker)
     except (FileNotFoundError, ValueError, AttributeError):
         return False
     shutil.rmtree(folder, ignore_errors=True)
@@ -137,6 +149,57 @@ def delete_folder(store: Store, key: str) -> None:
     """Deletes a copy, its markers first."""
     for name in sorted(store.list(key), key=lambda name: not name.endswith(f"/{COMPLETE}")):
         store.delete(name)
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Holds a work folder for one process; the kernel lets it go when the process ends, however that is.
+
+    Raises:
+        TransientError: another training holds it.
+    """
+    with reporting_disk(work):
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransientError(f"train: another training is at work in {work}; wait for its end") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def base_identity(location: str, revision: str | None) -> str:
+    """What a base model is: of a folder its configuration and, lest gigabytes be read at every run, size and first MiB
+    of its weights; else its hub name and commit."""
+    folder = Path(location).expanduser()
+    if not (folder / "config.json").is_file():
+        return f"{location}@{revision}"
+    weights = [
+        [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
+        for path in sorted(folder.glob("*.safetensors"))
+    ]
+    return digest([file_digest(folder / "config.json"), *weights])
+
+
+def stop_at_once(*_: Any) -> NoReturn:
+    """Answers SIGTERM where there is nothing to save. No exception: a library may catch it, and training would go on
+    on a machine that is being taken away."""
+    os.write(2, b"error: train: asked to stop; run again to go on\n")
+    os._exit(TransientError.exit_code)
+
+
+def _first_mib(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 20)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """The files' checksums by their names, but for the marker's own."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: file_digest(path) for name, path in files.items() if name != COMPLETE}
 
 
 def _is_named_well(path: Path) -> bool:

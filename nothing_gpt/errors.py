@@ -39,6 +39,10 @@ class FatalError(NothingGPTError):
     """Stops the stage at once: a wrong key, an unknown model, bad settings, a full disk. What is finished stays."""
 
 
+class Killed(FatalError):
+    """A process of ours ended by SIGKILL, of which it could say nothing itself: mostly, memory ran out."""
+
+
 class GateFailed(FatalError):
     """The candidate is not measurably better, so nothing is promoted; the message lists the reasons."""
 

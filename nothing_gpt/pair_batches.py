@@ -66,8 +66,11 @@ class PairRows:
 
 
 def share_prompts(model: PreTrainedModel) -> None:
-    """From now on the backbone of `model`, of a type in `SHARING`, takes batches of pairs alone and computes what the
-    two sides of a pair begin with once. Its answer has the shape it always had."""
+    """From now on the backbone of `model` takes batches of pairs alone and computes what the two sides of a pair begin
+    with once; its answer has the shape it always had. A model that is not known to bear that stays as it is."""
+    # Of the implementations of attention only sdpa takes a mask of booleans for one; eager would add it to the scores.
+    if model.config.model_type not in SHARING or model.config._attn_implementation != "sdpa":
+        return
     backbone = model.base_model
     compute = backbone.forward
 

@@ -6,7 +6,9 @@ It imports torch and all that where it loads something, so that looking at it co
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nothing_gpt.adapters import CONFIG, WEIGHTS
 from nothing_gpt.errors import FatalError
+from nothing_gpt.training_figures import is_out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,13 +34,15 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
     computes a pair's prompt once where its type allows that.
 
     Raises:
-        FatalError: nf4 without a CUDA device, no such model, or an adapter that does not fit it.
+        FatalError: nf4 without a CUDA device, no such model or a damaged one, or an adapter that does not fit it or
+            is not whole.
     """
     import torch
     from peft import PeftModel
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from nothing_gpt.pair_batches import SHARING, share_prompts
+    from nothing_gpt.pair_batches import share_prompts
 
     cuda = torch.cuda.is_available()
     if quantization == "nf4" and not cuda:
@@ -56,15 +60,22 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
             dtype=torch.bfloat16 if cuda else torch.float32,
             quantization_config=four_bits if quantization == "nf4" else None,
         )
+    except SafetensorError as error:
+        raise FatalError(
+            f"train: the weights of the base model {base} are cut or damaged ({error}); download them again"
+        ) from None
     except (OSError, ValueError) as error:
         raise _cannot_load(base, revision, error) from None
-    if model.config.model_type in SHARING:
-        share_prompts(model)
+    share_prompts(model)
     try:
-        return PeftModel.from_pretrained(model, str(start), is_trainable=True)
+        policy = PeftModel.from_pretrained(model, str(start), is_trainable=True)
     except (RuntimeError, ValueError) as error:  # other shapes; no such modules
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[-1].strip()
         raise FatalError(f"{start}: made for another base model than {base} ({reason})") from None
+    _check_whole(policy, start)
+    return policy
 
 
 def train_in_float32(policy: Any) -> None:
@@ -73,6 +84,23 @@ def train_in_float32(policy: Any) -> None:
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _check_whole(policy: "PeftModel", start: Path) -> None:
+    """Refuses an adapter whose file lacks a tensor of what its configuration says, or has one more: PEFT makes up the
+    first and drops the second, and what is trained would not be what was given."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(start / WEIGHTS, framework="pt") as file:
+        given = set(file.keys())
+    wanted = set(get_peft_model_state_dict(policy, save_embedding_layers=False))
+    if given != wanted:
+        first = min(given ^ wanted)
+        raise FatalError(
+            f"{start / WEIGHTS}: {len(wanted - given)} of the {len(wanted)} tensors that {CONFIG} calls for are "
+            f"missing, and {len(given - wanted)} are too many (the first: {first}); make the adapter again"
+        )
 
 
 def _cannot_load(base: str, revision: str | None, error: Exception) -> FatalError:

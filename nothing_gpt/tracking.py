@@ -1,12 +1,14 @@
 """Where a training can be watched: TensorBoard always, and Weights & Biases.
 
 W&B is on where WANDB_API_KEY is set; else its files are written for `wandb sync`, and WANDB_MODE=disabled turns it off.
-A service that cannot be reached never stops a training. Both get settings, metrics and names, and no secret: nothing
-here reads the environment but W&B itself.
+A service that fails, at whatever moment, never stops a training: it is said once. Both get settings, metrics and
+names, and no secret: nothing here reads the environment but W&B itself.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -31,6 +33,7 @@ class Tracking:
         self._tags = [tag[:64] for tag in tags]  # W&B takes no longer ones
         self._config = dict(config)
         self._first_step = first_step
+        self._said = False
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -43,25 +46,53 @@ class Tracking:
 
     def __exit__(self, error: object, *_: object) -> None:
         if self._wandb is not None:
-            self._wandb.finish(exit_code=1 if error else 0)
+            with self._guarded():
+                self._wandb.finish(exit_code=1 if error else 0)
 
     def callbacks(self) -> "list[TrainerCallback]":
         """What tells both about a `transformers.Trainer`'s log."""
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
+        from transformers.integrations.integration_utils import WandbCallback
 
-        writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step + 1)
-        return [TensorBoardCallback(writer), *([WandbCallback()] if self._wandb else [])]
+        callbacks: list[Any] = []
+        for make in (self._tensorboard, *([WandbCallback] if self._wandb else [])):
+            with self._guarded():
+                callbacks.append(make())
+        both: Any = _Guarded(callbacks, self._guarded)
+        return [both]
 
     def used(self, kind: str, files: Sequence[Path]) -> None:
         """Links what training was given, such as its data, to the run."""
         if self._wandb is not None and self._online:
-            self._wandb.use_artifact(_artifact(f"{kind}-{self._run}", kind, files))
+            with self._guarded():
+                self._wandb.use_artifact(_artifact(f"{kind}-{self._run}", kind, files))
 
     def made(self, kind: str, files: Sequence[Path]) -> None:
         """Links what training made to the run."""
         if self._wandb is not None and self._online:
-            self._wandb.log_artifact(_artifact(f"{kind}-{self._run}", kind, files))
+            with self._guarded():
+                self._wandb.log_artifact(_artifact(f"{kind}-{self._run}", kind, files))
+
+    def leave(self, folder: Path) -> None:
+        """Copies what can be looked at, once all is written. Of W&B's files `wandb sync` wants the event file alone."""
+        unwanted = shutil.ignore_patterns("latest-run", "files", "*logs", "*.log")
+        with self._guarded():
+            shutil.copytree(self._folder, folder, ignore=unwanted, dirs_exist_ok=True)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Lets no fault out, and says the first one."""
+        try:
+            yield
+        except Exception as error:  # of many kinds; none may stop a training
+            if not self._said:
+                self._said = True
+                say(f"train: cannot be watched as it should ({_reason(error)}); training goes on")
+
+    def _tensorboard(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback
+
+        return TensorBoardCallback(SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step + 1))
 
     def _start(self, mode: Literal["online", "offline"]) -> Any:
         """W&B's run, or None where it cannot be had."""
@@ -83,10 +114,34 @@ class Tracking:
                 ),
             )
         except Exception as error:  # of many kinds, some of which are no wandb.Error; none may stop a training
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f"train: W&B cannot be used {mode} ({reason})")
-            wandb.teardown()  # its service holds on to the run's id, and would refuse it offline
+            say(f"train: W&B cannot be used {mode} ({_reason(error)})")
+            with self._guarded():
+                wandb.teardown()  # its service holds on to the run's id, and would refuse it offline
             return None
+
+
+class _Guarded:
+    """Callbacks as one, each of whose events is told under a guard. No TrainerCallback, which has every event's method
+    itself."""
+
+    def __init__(self, callbacks: Sequence[Any], guard: Callable[[], Any]):
+        self._callbacks = callbacks
+        self._guard = guard
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        if not event.startswith("on_"):
+            raise AttributeError(event)
+
+        def tell(*arguments: Any, **options: Any) -> None:
+            for callback in self._callbacks:
+                with self._guard():
+                    getattr(callback, event)(*arguments, **options)
+
+        return tell
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _artifact(name: str, kind: str, files: Sequence[Path]) -> Any:

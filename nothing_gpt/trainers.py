@@ -1,5 +1,6 @@
 """What we add to TRL's trainers. It imports torch and all that, so only what trains imports it."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from nothing_gpt.checkpoints import Checkpoints
-from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.checkpoints import Checkpoints, stop_at_once
+from nothing_gpt.errors import FatalError
 from nothing_gpt.pair_batches import SortedUpdates
 from nothing_gpt.progress import progress
+from nothing_gpt.store import reporting_disk
 
 
 class ShowSteps(TrainerCallback):
@@ -34,7 +37,7 @@ class ShowSteps(TrainerCallback):
 
 
 class Survive(TrainerCallback):
-    """Copies every checkpoint away, and ends training with one when the process is asked to stop (SIGTERM).
+    """Seals and copies away every checkpoint, and ends training with one when the process is asked to stop (SIGTERM).
 
     Transformers' own answer to SIGTERM waits three seconds and saves in the middle of a step; this one saves at the
     step's end, so that what is gone on from is what an undisturbed run went through.
@@ -46,7 +49,7 @@ class Survive(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Obeys SIGTERM. Outside of the training itself there is nothing to save, and it raises TransientError."""
+        """Obeys SIGTERM. Outside of the training itself there is nothing to save, and the process ends at once."""
         before = signal.signal(signal.SIGTERM, self._stop)
         try:
             yield
@@ -72,7 +75,29 @@ class Survive(TrainerCallback):
     def _stop(self, *_: Any) -> None:
         self._asked = True
         if not self._training:
-            raise TransientError("train: asked to stop; run again to go on")
+            stop_at_once()
+
+
+@contextmanager
+def reporting_full_disk(work: Path) -> Iterator[None]:
+    """As `reporting_disk`, for what torch and safetensors raise too when they cannot write: no OSError."""
+    with reporting_disk(work):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            if not any(sign in str(error) for sign in _CANNOT_WRITE):
+                raise
+            raise OSError(errno.ENOSPC, "the disk is full") from None
+
+
+_CANNOT_WRITE = ("PytorchStreamWriter failed writing", "unexpected pos", "No space left", "File too large")
+
+
+def check_float32(model: Any) -> None:
+    """Raises FatalError where a trainable parameter is not float32: updates of the usual size would round away."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise FatalError(f"train: {name} is {parameter.dtype}, and not float32; check the versions of trl and peft")
 
 
 class PreferenceTrainer(DPOTrainer):

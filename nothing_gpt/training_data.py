@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import digest
 
@@ -35,10 +37,27 @@ class Tokens:
 
 
 def tokenize(tokenizer: Any, rows: list[Row]) -> list[Tokens]:
-    """The token ids of every pair, as the tokenizer's chat template makes them."""
+    """The token ids of every pair, as the tokenizer's chat template makes them.
+
+    Raises:
+        FatalError: the tokenizer has no chat template, or it refuses these messages.
+    """
+    base = tokenizer.name_or_path
+    if not tokenizer.chat_template:
+        raise FatalError(
+            f"train: the base model {base} has no chat template; take one that was trained on chats, or put the "
+            "template its adapter was trained with beside its tokenizer as chat_template.jinja"
+        )
 
     def ids(conversations: list[Any], generation: bool = False) -> list[list[int]]:
-        texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation)
+        try:
+            texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation)
+        except (TemplateError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise FatalError(
+                f"train: the chat template of the base model {base} refuses the pairs ({reason}); use only roles that "
+                "it knows, in the order it wants"
+            ) from None
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     prompts = ids([row["prompt"] for row in rows], generation=True)
@@ -50,7 +69,8 @@ def fit(
     rows: list[Row], tokens: list[Tokens], max_length: int, long_pairs: str, counts: Counter[str], where: str
 ) -> list[Row]:
     """The pairs to train on, in their order. `counts` gets what became of the long ones: `dropped`, and `truncated`,
-    which the trainer will cut at the completion's end.
+    which the trainer will cut at the completion's end; and `longest`, the tokens of the longest sequence that is left,
+    here or in an earlier call.
 
     Raises:
         FatalError: pairs are too long and `long_pairs` is `refuse`, or none is left. `where` names them.
@@ -66,7 +86,9 @@ def fit(
     counts.update(dropped=len(dropped), truncated=len(too_long) - len(dropped))
     if len(dropped) == len(rows):
         raise FatalError(f"{where}: every pair is longer than training.max_length = {max_length} tokens; raise it")
-    return [row for i, row in enumerate(rows) if i not in dropped]
+    left = [i for i in range(len(rows)) if i not in dropped]
+    counts["longest"] = max(counts["longest"], *(min(tokens[i].longest, max_length) for i in left))
+    return [rows[i] for i in left]
 
 
 def dataset(rows: list[Row], cache: Path) -> "Dataset":

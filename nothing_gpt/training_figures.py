@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, Killed
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the CPU's allocator says; torch's own error and CUDA's; and cuBLAS. They share no type but RuntimeError."""
 STEP0_LOSS_TOLERANCE = 0.02
 STEP0_MARGIN_TOLERANCE = 0.05
 KEY_METRICS = {
@@ -70,13 +72,21 @@ def mean_loss(log: Sequence[Mapping[str, Any]], after: int = 0) -> float:
 
 @contextmanager
 def out_of_memory(settings: TrainingSettings) -> Iterator[None]:
-    """Turns too little memory into one line that says what to lower, and to what."""
+    """Turns too little memory, here or in a process that was killed, into one line that says what to lower, and to
+    what."""
     try:
         yield
+    except Killed as error:
+        raise FatalError(f"{error}; if so, set {', '.join(smaller(settings))}") from None
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise FatalError(f"train: out of memory; set {', '.join(smaller(settings))}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: of its own, of the CPU's allocator, of CUDA or of cuBLAS."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def smaller(settings: TrainingSettings) -> list[str]:
@@ -102,9 +112,3 @@ def smaller(settings: TrainingSettings) -> list[str]:
 
 def _figures(prefix: str, row: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}_{ours}": row[f"eval_{theirs}"] for theirs, ours in KEY_METRICS.items()}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -3,7 +3,6 @@
 This is where the rooms of the library meet; no stage knows which place it works in.
 """
 
-import hashlib
 import re
 import threading
 from contextlib import ExitStack
@@ -13,13 +12,13 @@ from typing import Self
 
 from nothing_gpt.adapters import CONFIG, Base, adapter_digest
 from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.checkpoints import base_identity
 from nothing_gpt.config import Environment, Settings
 from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.local import run_module
-from nothing_gpt.records import digest, file_digest
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import open_store
@@ -180,16 +179,7 @@ def known_base(location: str, revision: str | None) -> Base:
                 f"the model's page lists it under Files, History"
             )
         return Base(location, f"{location}@{revision}", revision)
-    weights = [
-        [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
-        for path in sorted(folder.glob("*.safetensors"))
-    ]
-    return Base(str(folder), digest([file_digest(folder / "config.json"), *weights]))
-
-
-def _first_mib(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1 << 20)
+    return Base(str(folder), base_identity(location, None))
 
 
 def open_place(settings: Settings) -> EmbeddedPlace | LocalPlace:

@@ -118,6 +118,40 @@ def test_a_tensor_that_is_no_lora_matrix_is_refused(tmp_path: Path, name: str, s
     assert "is no LoRA matrix" in refused(save(tmp_path / "adapter", tensors() | {name: torch.zeros(shape)}))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"r": 0}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": "8"}, {"lora_alpha": 0}, {"lora_alpha": float("nan")}],
+)
+def test_a_rank_or_a_scale_that_is_no_number_above_0_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert f"{next(iter(config))} is {next(iter(config.values()))!r}" in refused(save(tmp_path / "adapter", **config))
+
+
+def test_an_adapter_for_another_task_is_refused(tmp_path: Path) -> None:
+    assert "task_type is 'SEQ_CLS'" in refused(save(tmp_path / "adapter", task_type="SEQ_CLS"))
+    validate_adapter(save(tmp_path / "text", task_type="CAUSAL_LM"))
+
+
+@pytest.mark.parametrize(("kept", "lost"), [("lora_A", "lora_B"), ("lora_B", "lora_A")])
+def test_half_a_pair_of_matrices_is_refused(tmp_path: Path, kept: str, lost: str) -> None:
+    half = {name: tensor for name, tensor in tensors().items() if kept in name}
+    assert f"has no {lost} beside it" in refused(save(tmp_path / "adapter", half))
+
+
+def test_an_adapter_on_the_output_head_is_refused(tmp_path: Path) -> None:
+    head = {name.replace(MODULE, "base_model.model.lm_head"): tensor for name, tensor in tensors().items()}
+    assert "lm_head cannot be trained" in refused(save(tmp_path / "adapter", tensors() | head))
+
+
+@pytest.mark.parametrize("keep", [0, 4, -1])
+def test_a_cut_base_is_named(adapter: Path, base: Callable[[int, int], Path], keep: int) -> None:
+    weights = base(OUT, IN) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(FatalError) as error:
+        validate_adapter(adapter, weights.parent)
+    assert str(error.value).startswith(f"{weights}: cannot be read (")
+    assert "base model's weights are cut or damaged" in str(error.value)
+
+
 def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
     assert "holds no tensors" in refused(save(tmp_path / "adapter", {}))
 

@@ -3,8 +3,10 @@
 Each damage is one that was seen to crash a resumed training, to restart it silently, or to let it silently diverge.
 """
 
+import errno
 import json
-import zipfile
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nothing_gpt.checkpoints import COMPLETE, Checkpoints, fetch_folder, keep_folder, newest_whole
-from nothing_gpt.errors import FatalError
+from nothing_gpt.checkpoints import (
+    COMPLETE,
+    Checkpoints,
+    alone,
+    base_identity,
+    fetch_folder,
+    keep_folder,
+    newest_whole,
+    seal,
+)
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.store import FolderStore, Store
 
 
@@ -23,9 +34,9 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     save_file({"lora_A": np.full((2, 2), step, np.float32)}, checkpoint / "adapter_model.safetensors")
     save_file({"lora_A": np.ones((2, 2), np.float32)}, checkpoint / "ref" / "adapter_model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        with zipfile.ZipFile(checkpoint / name, "w") as archive:
-            archive.writestr("data", b"0" * 100)
+        (checkpoint / name).write_bytes(b"1" * 100)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    seal(checkpoint)
     return checkpoint
 
 
@@ -41,8 +52,27 @@ def remove(name: str) -> Callable[[Path], None]:
     return lambda checkpoint: (checkpoint / name).unlink()
 
 
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        (checkpoint / name).write_text(text)
+
+    return damage
+
+
+def zero(name: str) -> Callable[[Path], None]:
+    """Blocks that a power failure left empty: the file's length is right, and so may be its header."""
+
+    def damage(checkpoint: Path) -> None:
+        path = checkpoint / name
+        data = path.read_bytes()
+        path.write_bytes(data[:-10] + bytes(10))
+
+    return damage
+
+
 def not_finite(checkpoint: Path) -> None:
     save_file({"lora_A": np.full((2, 2), np.nan, np.float32)}, checkpoint / "adapter_model.safetensors")
+    seal(checkpoint)
 
 
 def test_the_newest_is_taken_by_its_step_and_not_by_its_name(tmp_path: Path) -> None:
@@ -67,6 +97,16 @@ def test_the_newest_is_taken_by_its_step_and_not_by_its_name(tmp_path: Path) -> 
         cut("rng_state.pth"),
         remove("ref/adapter_model.safetensors"),
         cut("ref/adapter_model.safetensors"),
+        zero("adapter_model.safetensors"),
+        zero("ref/adapter_model.safetensors"),
+        zero("optimizer.pt"),
+        zero("scheduler.pt"),
+        zero("rng_state.pth"),
+        write("trainer_state.json", "{}"),
+        write("trainer_state.json", "null"),
+        remove(COMPLETE),
+        cut(COMPLETE),
+        write(COMPLETE, "null"),
         not_finite,
     ],
 )
@@ -141,15 +181,23 @@ def test_two_copies_are_kept_and_none_of_a_finished_run(disk: Path, store: Store
     assert list(store.list("checkpoints")) == []
 
 
+@pytest.mark.parametrize("error", [FatalError("no room"), OSError(errno.EIO, "no room")])
 def test_a_store_that_fails_is_said_and_does_not_stop_training(
-    disk: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    disk: Path,
+    store: FolderStore,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(*_: object) -> None:
-        raise FatalError("no room")
+        raise error
 
     monkeypatch.setattr(store, "upload", full)
     Checkpoints(disk, store, "run-1").keep(write_checkpoint(disk, 5))
-    assert "checkpoint-5 is on this machine only: no room" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: checkpoint-5 is on this machine only: ")
+    assert "no room" in line
+    assert newest_whole(disk) == disk / "checkpoint-5"
 
 
 def test_a_copy_that_is_replaced_is_none_until_it_is_whole(
@@ -162,3 +210,46 @@ def test_a_copy_that_is_replaced_is_none_until_it_is_whole(
         keep_folder(store, "copy", checkpoint)
     assert not fetch_folder(store, "copy", other_disk)
     assert not other_disk.exists()
+
+
+def test_two_trainings_are_never_at_work_in_one_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "work"):
+        with pytest.raises(TransientError, match="another training is at work in"), alone(tmp_path / "work"):
+            pytest.fail("two are at work")
+        with alone(tmp_path / "other"):
+            pass
+    with alone(tmp_path / "work"):
+        pass
+
+
+def test_a_base_model_is_known_by_what_it_is_and_not_by_where_it_lies(tmp_path: Path) -> None:
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+    identity = base_identity(str(one), None)
+    assert base_identity(str(other), None) == identity
+    (other / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert base_identity(str(other), None) != identity
+    (one / "config.json").write_text('{"layers": 2}')
+    assert base_identity(str(one), None) != identity
+    assert base_identity("org/model", "c0ffee") != base_identity("org/model", "decaf")
+
+
+STOPPED = """
+import os, signal
+from nothing_gpt.checkpoints import stop_at_once
+signal.signal(signal.SIGTERM, stop_at_once)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except Exception:  # as libraries do
+    pass
+print("went on")
+"""
+
+
+def test_a_stop_before_training_is_swallowed_by_no_library() -> None:
+    ended = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == TransientError.exit_code
+    assert (ended.stdout, ended.stderr) == ("", "error: train: asked to stop; run again to go on\n")

@@ -1,5 +1,6 @@
 """Pairs in batches: the shared prompt gives what two full sequences give, and an update keeps its pairs."""
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,9 +19,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def tiny_llama() -> LlamaForCausalLM:
+def tiny_llama(attention: str = "sdpa") -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=16,
             hidden_size=32,
@@ -28,8 +29,11 @@ def tiny_llama() -> LlamaForCausalLM:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            initializer_range=0.3,  # as usual, attention hardly matters in a model that is so small
         )
-    ).eval()
+    )
+    model.set_attn_implementation(attention)
+    return model.eval()
 
 
 def test_a_pair_is_one_row_with_its_prompt_once() -> None:
@@ -46,9 +50,10 @@ def test_every_token_sees_its_own_sequence_and_nothing_else() -> None:
     assert seen[7].nonzero().flatten().tolist() == [0, 1, 2, 3, 6, 7], "the rejected side's second"
 
 
-def test_the_hidden_states_and_gradients_are_those_of_two_full_sequences() -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_hidden_states_and_gradients_are_those_of_two_full_sequences(attention: str) -> None:
     ids, mask = batch()
-    plain, sharing = tiny_llama(), tiny_llama()
+    plain, sharing = tiny_llama(attention), tiny_llama(attention)
     share_prompts(sharing)
     weights = torch.randn(*ids.shape, 32) * mask[..., None]
     for model in (plain, sharing):
@@ -58,6 +63,16 @@ def test_the_hidden_states_and_gradients_are_those_of_two_full_sequences() -> No
     torch.testing.assert_close(sharing.kept, plain.kept, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(sharing.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("attention", "rows"), [("sdpa", 3), ("eager", 6)])
+def test_prompts_are_shared_only_where_attention_obeys_the_mask(attention: str, rows: int) -> None:
+    ids, mask = batch()
+    model, seen = tiny_llama(attention), []
+    model.model.embed_tokens.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    share_prompts(model)
+    model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert seen == [rows]
 
 
 def test_a_batch_of_equal_sides_is_half_as_large() -> None:

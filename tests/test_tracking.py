@@ -1,5 +1,6 @@
 """Where a training can be watched. W&B itself is replaced here; its real files are looked at in `tests/chain`."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt.tracking import Tracking
+from nothing_gpt.tracking import Tracking, _Guarded
 
 
 class FakeWandb(ModuleType):
@@ -18,7 +19,7 @@ class FakeWandb(ModuleType):
         self.asked: list[dict[str, Any]] = []
         self.linked: list[tuple[str, str]] = []
         self.ended: list[int] = []
-        self.down = False
+        self.down = self.breaks = False
         self.Settings = SimpleNamespace
 
     def init(self, **options: Any) -> Any:
@@ -26,10 +27,15 @@ class FakeWandb(ModuleType):
         if self.down and options["mode"] == "online":
             raise TimeoutError("no route to W&B\n  at line 7")
         return SimpleNamespace(
-            finish=lambda exit_code: self.ended.append(exit_code),
-            use_artifact=lambda artifact: self.linked.append(("used", artifact.name)),
-            log_artifact=lambda artifact: self.linked.append(("made", artifact.name)),
+            finish=lambda exit_code: self.note(self.ended, exit_code),
+            use_artifact=lambda artifact: self.note(self.linked, ("used", artifact.name)),
+            log_artifact=lambda artifact: self.note(self.linked, ("made", artifact.name)),
         )
+
+    def note(self, notes: list[Any], what: Any) -> None:
+        if self.breaks:
+            raise ConnectionError("502 bad gateway")
+        notes.append(what)
 
     def Artifact(self, name: str, type: str) -> Any:
         return SimpleNamespace(name=name, add_file=lambda file: Path(file).read_bytes())
@@ -107,3 +113,40 @@ def test_a_training_that_fails_is_marked_so(wandb: FakeWandb, tracking: Tracking
     with pytest.raises(RuntimeError), tracking:
         raise RuntimeError
     assert wandb.ended == [1]
+
+
+def test_a_service_that_breaks_later_stops_nothing_and_is_said_once(
+    wandb: FakeWandb, tracking: Tracking, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    with tracking:
+        wandb.breaks = True
+        tracking.used("pairs", [])
+        tracking.made("adapter", [])
+    assert capsys.readouterr().err == "train: cannot be watched as it should (502 bad gateway); training goes on\n"
+
+
+def test_a_callback_that_breaks_stops_nothing_and_is_asked_again(
+    tracking: Tracking, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[int] = []
+
+    def on_log(step: int) -> None:
+        told.append(step)
+        raise OSError("no space")
+
+    both = _Guarded([SimpleNamespace(on_log=on_log), SimpleNamespace(on_log=told.append)], tracking._guarded)
+    both.on_log(1)
+    both.on_log(2)
+    assert told == [1, 1, 2, 2]
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_cannot_be_copied_beside_the_adapter_stops_nothing(
+    wandb: FakeWandb, tracking: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracking:
+        pass
+    shutil.rmtree(tmp_path / "tracking")
+    tracking.leave(tmp_path / "out" / "tracking")
+    assert "cannot be watched as it should" in capsys.readouterr().err

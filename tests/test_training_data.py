@@ -3,9 +3,10 @@
 from collections import Counter
 
 import pytest
+from jinja2 import TemplateError
 
 from nothing_gpt.errors import FatalError
-from nothing_gpt.training_data import Tokens, fit
+from nothing_gpt.training_data import Tokens, fit, tokenize
 
 SHORT = Tokens(2, [1, 2, 3], [1, 2, 4])
 LONG = Tokens(2, [1, 2, 3, 4, 5, 6], [1, 2, 9])
@@ -18,6 +19,7 @@ ROWS = [{"name": name} for name in ("short", "long", "long prompt", "alike when 
 def kept(long_pairs: str, max_length: int = 5) -> tuple[list[str], Counter[str]]:
     counts: Counter[str] = Counter()
     rows = fit(ROWS, ALL, max_length, long_pairs, counts, "train.jsonl")
+    counts.pop("longest")
     return [row["name"] for row in rows], +counts
 
 
@@ -44,3 +46,39 @@ def test_they_are_cut_and_counted_unless_nothing_would_tell_their_sides_apart() 
 def test_where_none_is_left_it_stops() -> None:
     with pytest.raises(FatalError, match="every pair is longer than"):
         kept("drop", max_length=2)
+
+
+@pytest.mark.parametrize(("long_pairs", "longest"), [("drop", 3), ("truncate", 5)])
+def test_the_longest_sequence_is_one_that_is_trained_on(long_pairs: str, longest: int) -> None:
+    counts: Counter[str] = Counter()
+    fit(ROWS, ALL, 5, long_pairs, counts, "train.jsonl")
+    assert counts["longest"] == longest
+    fit(ROWS[:1], ALL[:1], 5, long_pairs, counts, "val.jsonl")
+    assert counts["longest"] == longest, "of all files"
+
+
+class Tokenizer:
+    """A tokenizer whose template takes no messages."""
+
+    name_or_path = "a/base"
+
+    def __init__(self, chat_template: str | None, error: Exception):
+        self.chat_template, self.error = chat_template, error
+
+    def apply_chat_template(self, *_: object, **__: object) -> None:
+        raise self.error
+
+
+PAIR = {side: [{"role": "user", "content": "x"}] for side in ("prompt", "chosen", "rejected")}
+
+
+def test_a_base_without_a_chat_template_is_refused_in_one_line() -> None:
+    with pytest.raises(FatalError, match=r"^train: the base model a/base has no chat template; .*$"):
+        tokenize(Tokenizer(None, ValueError("tokenizer.chat_template is not set")), [PAIR])
+
+
+def test_a_template_that_refuses_the_roles_is_told_in_one_line() -> None:
+    with pytest.raises(
+        FatalError, match=r"^train: the chat template .* a/base refuses .* \(roles must alternate\); .*$"
+    ):
+        tokenize(Tokenizer("{{ messages }}", TemplateError("roles must\nalternate")), [PAIR])

@@ -1,12 +1,14 @@
 """What a training's log says: figures that a resumed run has too, and what to lower where memory did not suffice."""
 
 from math import isnan, log, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.errors import FatalError
+from nothing_gpt.jobs.local import run_module
 from nothing_gpt.training_figures import KEY_METRICS, final_figures, mean_loss, out_of_memory, smaller, start_figures
 
 
@@ -78,11 +80,28 @@ def test_what_to_lower_keeps_the_pairs_an_update(given: TrainingSettings, advice
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_too_little_memory_is_one_line(error: Exception) -> None:
     with pytest.raises(FatalError, match="out of memory; set "), out_of_memory(TrainingSettings()):
         raise error
+
+
+def test_a_process_that_was_killed_is_told_the_same_advice(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    given = settings(per_device_train_batch_size=1, quantization="nf4")
+    with pytest.raises(FatalError) as error, out_of_memory(given):
+        run_module("killed", [], {"PYTHONPATH": str(tmp_path)}, tmp_path / "log")
+    assert str(error.value) == (
+        f"killed was killed (SIGKILL; its log is {tmp_path / 'log'}): memory may have run out; if so, set "
+        "training.max_length=1024 with training.long_pairs=drop"
+    )
 
 
 def test_another_error_is_left_alone() -> None:

@@ -22,7 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest, changed_share, save_adapter, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.checkpoints import COMPLETE, FOLDER, Checkpoints, fetch_folder, keep_folder, step_of
+from nothing_gpt.checkpoints import (
+    COMPLETE,
+    FOLDER,
+    Checkpoints,
+    alone,
+    base_identity,
+    fetch_folder,
+    keep_folder,
+    step_of,
+    stop_at_once,
+    surviving_store,
+)
 from nothing_gpt.config import Environment, TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
@@ -33,7 +44,7 @@ from nothing_gpt.preferences import read_pairs
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest, file_digest, write_jsonl
-from nothing_gpt.store import Store, open_store
+from nothing_gpt.store import Store, open_store, reporting_disk
 from nothing_gpt.tracking import Tracking
 from nothing_gpt.training_data import dataset, fit, tokenize
 from nothing_gpt.training_figures import KEY_METRICS, final_figures, out_of_memory, start_figures
@@ -76,7 +87,8 @@ def train(
             }
             arguments = ["--settings", str(settings_file), "--work", str(folder / "_work")]
             arguments += ["--run", folder.name, "--store", workshop.store.uri]
-            run("nothing_gpt.dpo.train", arguments, places, folder / "_train.log")
+            with out_of_memory(settings):
+                run("nothing_gpt.dpo.train", arguments, places, folder / "_train.log")
         shutil.copytree(finished, folder, dirs_exist_ok=True)
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return {"rows": metrics["train_pairs"], "steps": metrics["steps"]}
@@ -108,7 +120,7 @@ class Training:
 @exits_cleanly
 def main() -> None:
     """The program: one training, from environment variables, settings files and three options."""
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop_at_once)
     parser = argparse.ArgumentParser(description="DPO training of one adapter.")
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for checkpoints; default: beside ADAPTER_PATH")
@@ -118,6 +130,7 @@ def main() -> None:
     environment = Environment()
     settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path
+    check_output(output)
     for name in ("train.jsonl", "val.jsonl"):
         read_pairs(data / name)
     base = environment.base_model or validate_adapter(start).base
@@ -141,21 +154,36 @@ def fingerprint(start: Path, data: Path, base: str, revision: str | None, settin
     """What a training that no stage has named is called: a digest of all that decides what comes of it."""
     return digest(
         {
-            "settings": settings.model_dump(exclude=UNFINGERPRINTED),
-            "base": [base, revision],
+            "settings": settings.model_dump(exclude=UNFINGERPRINTED)
+            | {"label_smoothing": label_smoothing(settings, data)},
+            "base": base_identity(base, revision),
             "adapter": adapter_digest(start),
             "pairs": [file_digest(data / name) for name in ("train.jsonl", "val.jsonl")],
         }
     )[:16]
 
 
+def check_output(output: Path) -> None:
+    """Raises FatalError where no folder can come to stand: better now than after hours."""
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise FatalError(f"ADAPTER_PATH: {there} is a file; give the path of a folder, which need not exist yet")
+
+
 def recipe(training: Training) -> None:
     """Checks, policy, step-0 check, training, figures, publication.
 
     Raises:
-        FatalError: bad data or adapter, a wrong reference, a loss that is not finite, no change, or too little memory.
-        TransientError: asked to stop; a checkpoint is saved.
+        FatalError: bad data or adapter, a wrong reference, a loss that is not finite, no change, or too little memory
+            or disk.
+        TransientError: asked to stop, a checkpoint is saved; or another training is at work in the same folder.
     """
+    with alone(training.work):
+        _recipe(training)
+        shutil.rmtree(training.work, ignore_errors=True)
+
+
+def _recipe(training: Training) -> None:
     settings, work = training.settings, training.work
     train_rows, val_rows = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
     validate_adapter(training.start, Path(training.base) if Path(training.base).is_dir() else None)
@@ -166,14 +194,15 @@ def recipe(training: Training) -> None:
     for rows, counted, name in zip((train_rows, val_rows), tokens, ("train.jsonl", "val.jsonl"), strict=True):
         rows[:] = fit(rows, counted, settings.max_length, settings.long_pairs, counts, name)
 
-    from nothing_gpt.trainers import ShowSteps, Survive
+    from nothing_gpt.trainers import ShowSteps, Survive, reporting_full_disk
 
     checkpoints = Checkpoints(work, training.store, training.run)
     survive = Survive(checkpoints)
-    checkpoint = checkpoints.newest()
+    with reporting_disk(work):
+        checkpoint = checkpoints.newest()
     going_on_after = step_of(checkpoint) if checkpoint else 0
     tracking = Tracking(work / TRACKING, training.run, tags(training), settings.model_dump(), going_on_after)
-    with survive.listening(), out_of_memory(settings), tracking:
+    with reporting_full_disk(work), survive.listening(), out_of_memory(settings), tracking:
         tracking.used("pairs", [training.data / name for name in ("train.jsonl", "val.jsonl")])
         trainer = build_trainer(training, tokenizer, train_rows, val_rows, smoothing)
         for callback in (ShowSteps("train"), survive, *tracking.callbacks()):
@@ -198,13 +227,13 @@ def recipe(training: Training) -> None:
             "val_pairs": len(margins),
             "pairs_dropped": counts["dropped"],
             "pairs_truncated": counts["truncated"],
-            "longest_sequence": max(pair.longest for side in tokens for pair in side),
+            "longest_sequence": counts["longest"],
             "label_smoothing": smoothing,
         }
         finished = finish(training, trainer, figures)
+        publish(finished, training.output)
         tracking.made("adapter", [finished / CONFIG, finished / WEIGHTS, finished / METRICS])
-    publish(finished, work / TRACKING, training.output)
-    shutil.rmtree(work, ignore_errors=True)
+    tracking.leave(training.output / TRACKING)
 
 
 def label_smoothing(settings: TrainingSettings, data: Path) -> float:
@@ -243,7 +272,7 @@ def build_trainer(
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    from nothing_gpt.trainers import PreferenceTrainer
+    from nothing_gpt.trainers import PreferenceTrainer, check_float32
 
     settings, cuda = training.settings, torch.cuda.is_available()
     prepared, key = training.work / "prepared", f"{FOLDER}/{training.run}/prepared"
@@ -280,8 +309,11 @@ def build_trainer(
         ),
     )
     train_in_float32(policy)
-    if training.store is not None and not training.store.read(f"{key}/{COMPLETE}"):
-        keep_folder(training.store, key, prepared)
+    check_float32(trainer.model)
+    if training.store is not None:
+        with surviving_store("what is prepared"):
+            if not training.store.read(f"{key}/{COMPLETE}"):
+                keep_folder(training.store, key, prepared)
     return trainer
 
 
@@ -323,18 +355,15 @@ def finish(training: Training, trainer: "PreferenceTrainer", figures: dict[str, 
     return finished
 
 
-def publish(finished: Path, tracked: Path, output: Path) -> None:
-    """Moves what is finished to where it is wanted; the folder appears whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        whole = Path(scratch) / "adapter"
-        shutil.copytree(finished, whole)
-        # Of W&B's files `wandb sync` wants the event file alone.
-        shutil.copytree(
-            tracked, whole / TRACKING, ignore=shutil.ignore_patterns("latest-run", "files", "*logs", "*.log")
-        )
-        shutil.rmtree(output, ignore_errors=True)
-        whole.replace(output)
+def publish(finished: Path, output: Path) -> None:
+    """Copies what is finished to where it is wanted; the folder appears whole or not at all."""
+    with reporting_disk(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            whole = Path(scratch) / "adapter"
+            shutil.copytree(finished, whole)
+            shutil.rmtree(output, ignore_errors=True)
+            whole.replace(output)
 
 
 def tags(training: Training) -> list[str]:
@@ -346,10 +375,6 @@ def tags(training: Training) -> list[str]:
 def interval(name: str, estimate: Any) -> dict[str, Any]:
     """An estimate on the validation pairs as it stands in `metrics.json`."""
     return {f"eval_{name}": estimate.value, f"eval_{name}_ci": [estimate.low, estimate.high]}
-
-
-def _stop(*_: Any) -> None:
-    raise TransientError("train: asked to stop before it began; run again")
 
 
 def _without_timing(row: dict[str, Any]) -> dict[str, Any]:

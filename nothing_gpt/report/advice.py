@@ -90,7 +90,7 @@ def _rewards_and_probabilities(training: Mapping[str, Any]) -> Iterator[Check]:
             "0 or above",
             chosen >= 0,
             f"The reward of the chosen completions fell to {chosen:.3f}: they became less probable along with the "
-            "rejected ones. Set training.sft_weight to 0.2, or raise training.beta.",
+            "rejected ones. Raise training.sft_weight (0.2 to 1), or training.beta.",
         )
         yield Check("rewards/rejected", f"{rejected:.3f}", "below that of the chosen", rejected < chosen)
     for side in ("chosen", "rejected"):

@@ -3,6 +3,7 @@
 One undisturbed run and one that is stopped serve most tests of this file.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -216,7 +217,7 @@ def scale(adapter: Path) -> None:
 
 def test_as_a_stage_it_leaves_an_artifact_and_no_checkpoints(model: Path, workshop: Workshop) -> None:
     """The robust loss, too, with what the judge was measured to get wrong."""
-    quality = model / "quality.json"
+    quality = model / "data" / "quality.json"
     quality.write_text('{"agreement": 0.82}')
     data, sft = model / "data", model / "sft"
     files = {name: data / name for name in ("train.jsonl", "val.jsonl")} | {"quality.json": quality}
@@ -231,7 +232,46 @@ def test_as_a_stage_it_leaves_an_artifact_and_no_checkpoints(model: Path, worksh
     assert list(workshop.store.list("checkpoints")) == []
 
 
+def test_a_store_that_fails_stops_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = tiny.training(model, tmp_path, open_store(str(tmp_path / "store")), num_train_epochs=1)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(training.store, "upload", fail)
+    recipe(training)
+    assert validate_adapter(training.output).rank == 4
+    said = capsys.readouterr().err
+    assert "what is prepared is on this machine only" in said
+    assert "checkpoint-4 is on this machine only" in said
+
+
 # What stops it.
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_is_one_clear_line(fresh: Training, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(FatalError, match=r"work: cannot be used \(.*\); make room"):
+        recipe(fresh)
+    assert not fresh.output.exists()
+
+
+def test_a_parameter_that_is_trained_in_less_than_float32_stops_it(
+    fresh: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "train_in_float32", lambda policy: policy.bfloat16())
+    with pytest.raises(FatalError, match=r"is torch.bfloat16, and not float32"):
+        built(fresh)
 
 
 def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_whole_checkpoint(

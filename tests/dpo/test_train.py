@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.dpo.train import fingerprint, label_smoothing, main
+from nothing_gpt.dpo.train import check_output, fingerprint, label_smoothing, main
 from nothing_gpt.errors import FatalError
 from nothing_gpt.losses import flip_rate
 
@@ -114,7 +114,10 @@ def test_a_run_is_named_by_all_that_decides_what_comes_of_it(tmp_path: Path) -> 
     settings = TrainingSettings()
     name = fingerprint(adapter, tmp_path, "base", None, settings)
     assert fingerprint(adapter, tmp_path, "base", None, settings.model_copy(update={"save_steps": 7})) == name
+    measured = settings.model_copy(update={"loss_type": "robust", "label_smoothing": "measured"})
+    (tmp_path / "quality.json").write_text('{"agreement": 0.9}')
     others = [
+        fingerprint(adapter, tmp_path, "base", None, measured),
         fingerprint(other, tmp_path, "base", None, settings),
         fingerprint(adapter, tmp_path, "other", None, settings),
         fingerprint(adapter, tmp_path, "base", "c0ffee", settings),
@@ -122,4 +125,19 @@ def test_a_run_is_named_by_all_that_decides_what_comes_of_it(tmp_path: Path) -> 
     ]
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) * 2)
     others.append(fingerprint(adapter, tmp_path, "base", None, settings))
-    assert len({name, *others}) == 6
+    (tmp_path / "quality.json").write_text('{"agreement": 0.6}')
+    others.append(fingerprint(adapter, tmp_path, "base", None, measured))
+    (tmp_path / "config.json").write_text("{}")
+    for weights in (b"weights", b"WEIGHTS"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        others.append(fingerprint(adapter, tmp_path, str(tmp_path), None, settings))
+    assert len({name, *others}) == 10
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "file/a/out"])
+def test_an_adapter_s_place_that_can_be_no_folder_is_refused_before_training(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FatalError, match=r"ADAPTER_PATH: .*/file is a file; give the path of a folder"):
+        check_output(tmp_path / place)
+    check_output(tmp_path)
+    check_output(tmp_path / "new" / "out")
