@@ -15,11 +15,10 @@ from scipy import stats
 
 from nothing_gpt.config import JudgeSettings
 from nothing_gpt.intervals import wilson
-from nothing_gpt.preferences import EMPTY, EQUAL, NOT_JUDGED, JudgedSet, Pair, pair_of
+from nothing_gpt.preferences import DEGENERATE, EMPTY, EQUAL, NOT_JUDGED, JudgedSet, Pair, pair_of
 from nothing_gpt.verdicts import Ranking, Verdict, consensus
 
 NOT_SAMPLED = "not sampled"
-DEGENERATE = "degenerate"
 
 MOST_LENGTHS = 5_000
 MOST_CHARACTERS = 20

@@ -190,9 +190,8 @@ def _recipe(training: Training) -> None:
     smoothing = label_smoothing(settings, training.data)
     tokenizer = load_tokenizer(training.base, training.revision)
     counts: Counter[str] = Counter()
-    tokens = [tokenize(tokenizer, rows) for rows in (train_rows, val_rows)]
-    for rows, counted, name in zip((train_rows, val_rows), tokens, ("train.jsonl", "val.jsonl"), strict=True):
-        rows[:] = fit(rows, counted, settings.max_length, settings.long_pairs, counts, name)
+    for rows, name in ((train_rows, "train.jsonl"), (val_rows, "val.jsonl")):
+        rows[:] = fit(rows, tokenize(tokenizer, rows), settings.max_length, settings.long_pairs, counts, name)
 
     from nothing_gpt.trainers import ShowSteps, Survive, reporting_full_disk
 

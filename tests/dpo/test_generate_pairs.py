@@ -61,13 +61,19 @@ def test_prompts_without_usable_completions_are_set_aside_and_counted(
     assert (counts["completions"], counts["truncated"]) == (8, 8)
 
 
+def with_a_failed_prompt(workshop: Workshop, fake: FakeEndpoint, service: Service) -> tuple[Artifact, Artifact]:
+    """Prompts, and their completions but for one that the endpoint refused."""
+    plain = fake.answer
+    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
+    source = given(workshop)
+    return source, generate_pairs(workshop, source, SETTINGS, service)
+
+
 def test_failed_prompts_are_tried_again_by_the_next_run_and_then_it_is_finished(
     workshop: Workshop, fake: FakeEndpoint, service: Service
 ) -> None:
     plain = fake.answer
-    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
-    source = given(workshop)
-    first = generate_pairs(workshop, source, SETTINGS, service)
+    source, first = with_a_failed_prompt(workshop, fake, service)
     again = generate_pairs(workshop, source, SETTINGS, service)
     assert (again.reused, again.digest) == (True, first.digest)
     fake.requests.clear()
@@ -85,10 +91,7 @@ def test_failed_prompts_are_tried_again_by_the_next_run_and_then_it_is_finished(
 def test_failed_prompts_that_cannot_be_tried_again_stop_no_run(
     workshop: Workshop, fake: FakeEndpoint, service: Service
 ) -> None:
-    plain = fake.answer
-    fake.answer = lambda request: fails(400, "no") if last(request) == "scene 1" else plain(request)
-    source = given(workshop)
-    first = generate_pairs(workshop, source, SETTINGS, service)
+    source, first = with_a_failed_prompt(workshop, fake, service)
     fake.answer = lambda request: fails(401)
     assert generate_pairs(workshop, source, SETTINGS, service).digest == first.digest
 
