@@ -46,8 +46,12 @@ class Tracking:
 
     def __exit__(self, error: object, *_: object) -> None:
         if self._wandb is not None:
+            import wandb
+
             with self._guarded():
                 self._wandb.finish(exit_code=1 if error else 0)
+            with self._guarded():
+                wandb.teardown()  # only when its service has ended is the file whole: `finish` does not wait for that
 
     def callbacks(self) -> "list[TrainerCallback]":
         """What tells both about a `transformers.Trainer`'s log."""

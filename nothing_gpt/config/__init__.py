@@ -1,0 +1,45 @@
+"""All settings: six small frozen groups, each field with its bounds and the advice a person needs to choose it.
+
+Values come from a YAML file, then `group.key=value` overrides. Secrets come from the environment (`Environment`) and
+are never part of a group, so they reach no fingerprint, log, artifact or flow parameter.
+"""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from nothing_gpt.config.asking import EndpointSettings, JudgeSettings, Price, PromptsSettings, SamplingSettings
+from nothing_gpt.config.environment import Environment
+from nothing_gpt.config.group import Group
+from nothing_gpt.config.place import GKESettings, ModalSettings, PlaceSettings
+from nothing_gpt.config.training import GateSettings, TrainingSettings
+
+__all__ = [
+    "EndpointSettings", "Environment", "GKESettings", "GateSettings", "Group", "JudgeSettings", "ModalSettings",
+    "PlaceSettings", "Price", "PromptsSettings", "SamplingSettings", "Settings", "TrainingSettings",
+]  # fmt: skip
+
+
+class Settings(Group):
+    """The six groups together."""
+
+    prompts: PromptsSettings = PromptsSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    judge: JudgeSettings = JudgeSettings()
+    training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+    place: PlaceSettings = PlaceSettings()
+
+    @model_validator(mode="after")
+    def _local_brings_its_own(self) -> Self:
+        if self.place.kind == "local" and not self.prompts.paths:
+            raise ValueError("prompts.paths is empty; give --prompts FILE, or use place.kind=embedded")
+        if self.place.kind == "local" and not self.place.base_model:
+            raise ValueError("place.base_model is empty; name the base model that the SFT adapter belongs to")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_measured_can_be(self) -> Self:
+        if self.training.label_smoothing == "measured" and self.judge.votes == 1:
+            raise ValueError("training.label_smoothing: measured needs judge.votes=2: one vote disagrees with nobody")
+        return self
