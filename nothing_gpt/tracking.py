@@ -87,7 +87,7 @@ class Tracking:
         """Lets no fault out, and says the first one."""
         try:
             yield
-        except Exception as error:  # of many kinds; none may stop a training
+        except (Exception, SystemExit) as error:  # of many kinds; none may stop a training; W&B's teardown may exit
             if not self._said:
                 self._said = True
                 say(f"train: cannot be watched as it should ({_reason(error)}); training goes on")
@@ -144,7 +144,7 @@ class _Guarded:
         return tell
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
