@@ -83,7 +83,7 @@ class RunRecord:
         workshop, results = self._workshop, self._results
         training = training_metrics(workshop, results["train"]) if "train" in results else None
         data = quality_figures(workshop, results["pairs"]) if "pairs" in results else None
-        win_rate = evaluation_metrics(workshop, results["evaluate"])["win_rate"] if "evaluate" in results else None
+        evaluation = evaluation_metrics(workshop, results["evaluate"]) if "evaluate" in results else {}
         decision: Decision | None = results.get("gate")
         version: Version | None = results.get("promote")
         cost = self._cost()
@@ -99,7 +99,9 @@ class RunRecord:
             "warnings": beyond_limits(data, self._settings.judge) if data else [],
             "people": self._people() if data else None,
             "training": training,
-            "win_rate": win_rate,
+            "win_rate": evaluation.get("win_rate"),
+            "win_rate_served": evaluation.get("win_rate_served"),
+            "behaviour": evaluation.get("behaviour"),
             "gate": {
                 "passed": decision.passed,
                 "reasons": [{"passed": reason.passed, "text": reason.text} for reason in decision.reasons],

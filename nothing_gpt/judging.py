@@ -79,7 +79,7 @@ class Judging:
 
     def ask(self, sets: Sequence[CompletionSet], label: str) -> None:
         """Asks for all missing votes; connects only if there are any. Sets are gone through twice a model, one at a
-        time.
+        time. Called again, for other sets.
 
         Raises:
             FatalError: no call can be answered, the spending limit is reached, or more than `max_failed_share` of the
@@ -213,6 +213,7 @@ class _Judge:
         while isinstance(step, Ask):
             reply = await self._reply(endpoint, ballot, step)
             self.journal.add(f"{ballot.key}/{len(replies)}", reply.row())
+            self._answered_by = reply.model or self._answered_by
             replies.append(reply)
             step = next_step(replies, ballot.order)
         if isinstance(step, BadRowError):

@@ -69,7 +69,13 @@ class Sampling:
         asked = settings.model_dump(include={"temperature", "max_tokens", "frequency_penalty", "seed"})
         partition = digest(asked | {"answering": service.identity, "rows": "replies"})[:16]
         self._journal = Journal(store, f"sampling/{partition}")
-        self.usage: dict[str, Any] = {}
+        self._meter = Meter(settings.prices.get(service.model))
+        self._answered_by: str | None = None
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """What all replies cost, those kept from before included."""
+        return self._meter.figures()
 
     def __enter__(self) -> Self:
         self._journal.__enter__()
@@ -86,7 +92,7 @@ class Sampling:
         return self._samples(prompt.id).missing
 
     def ask(self, prompts: Sequence[Prompt], label: str) -> None:
-        """Asks for all that is missing; connects only if something is.
+        """Asks for all that is missing; connects only if something is. Called again, for other prompts.
 
         Raises:
             FatalError: no request can be answered, or more than `max_failed_share` of the prompts could not be.
@@ -96,25 +102,23 @@ class Sampling:
         failures = Failures(label, "sampling.max_failed_share", settings.max_failed_share, len(prompts))
         self._failures = failures
         with self._journal.alone():
-            meter = Meter(settings.prices.get(self._service.model))
+            meter = self._meter
             waiting = bytearray(len(prompts))
-            answered_by = None
             for number, prompt in enumerate(prompts.ids() if isinstance(prompts, Rows) else [p.id for p in prompts]):
                 samples = self._samples(prompt)
                 waiting[number] = len(samples.missing) > 0
                 for row in samples.replies:
                     meter.recall(Reply(row["model"], [], *row["tokens"]))
                     if row.get("asked") == self._service.model:  # by another name it answers as another
-                        answered_by = row["model"] or answered_by
+                        self._answered_by = row["model"] or self._answered_by
             if any(waiting):
-                endpoint = Endpoint(self._service, settings, "sampling", answered_by, meter)
+                endpoint = Endpoint(self._service, settings, "sampling", self._answered_by, meter)
                 with progress(label, len(prompts), len(prompts) - sum(waiting)) as advance:
 
                     def done() -> None:
                         advance(note=f"{meter.completion_tokens:,} tokens")
 
                     asyncio.run(self._ask(endpoint, compress(prompts, waiting), failures, done))
-            self.usage = meter.figures()
 
     def result(self, prompt: Prompt) -> CompletionSet | SetAside:
         """The prompt's distinct completions, in the order of their samples."""
@@ -181,6 +185,7 @@ class Sampling:
             self._one_by_one = True
         asked = {"asked": self._service.model, "n": count, "seed": seed}
         self._journal.add(_key(prompt.id, first), reply.row() | asked)
+        self._answered_by = reply.model or self._answered_by
         return reply, count
 
     def _samples(self, prompt: str) -> _Samples:

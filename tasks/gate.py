@@ -13,7 +13,7 @@ def gate(place: Place, pairs: Artifact, candidate: Artifact, evaluation: Artifac
     workshop = place.workshop
     return library.gate(
         training_metrics(workshop, candidate),
-        evaluation_metrics(workshop, evaluation)["win_rate"],
+        evaluation_metrics(workshop, evaluation),
         quality_figures(workshop, pairs),
         place.settings.gate,
     )

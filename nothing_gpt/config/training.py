@@ -129,8 +129,26 @@ class GateSettings(Group):
     min_win_rate: float = Field(
         default=0.5,
         ge=0,
+        lt=1,
+        description="Lower bound of the win rate must exceed this, against the starting adapter and against the one "
+        "now served. Held-out prompts (prompts.test_share, test_limit) are compared only until that is decided.",
+    )
+    max_length_drift: float = Field(
+        default=2.0,
+        gt=1,
+        description="Answers that are so many times longer or shorter than the starting adapter's, in the mean, fail.",
+    )
+    max_form_loss: float = Field(
+        default=0.05,
+        ge=0,
         le=1,
-        description="Lower bound of the win rate against the starting adapter must exceed this.",
+        description="Share of the lines `[CHARACTER] text` may fall by this much from the starting adapter's.",
+    )
+    max_repetition_gain: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of repeated 4-grams may rise by this much over the starting adapter's.",
     )
     step0_tolerance: float = Field(
         default=0.02,

@@ -1,21 +1,26 @@
-"""Stage 5: how often the judge prefers the candidate to the adapter it started from, on prompts nobody trained on.
+"""Stage 5: how often the judge prefers the candidate to the adapter it started from, and to the one now served, on
+prompts nobody trained on.
 
-Both adapters continue each held-out prompt once, and the judge compares the two in both orders. The unit is the
-prompt: 1 where both orders prefer the candidate, 0 where both prefer the other, 1/2 for a tie or a split.
+The adapters continue each held-out prompt once, and the judge compares two in both orders. The unit is the prompt: 1
+where both orders prefer the candidate, 0 where both prefer the other, 1/2 for a tie or a split. Prompts are compared in
+rounds, in an order that follows from their content, only as long as it is undecided whether the candidate wins more
+than the gate wants: the interval holds at every look.
 
 The judge is `judge.model` alone: there is no panel, no repeat and no batch here.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.behaviour import behaviour
 from nothing_gpt.config import JudgeSettings, SamplingSettings
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
-from nothing_gpt.intervals import win_rate
+from nothing_gpt.intervals import Estimate, win_rate
 from nothing_gpt.judging import Judging, read_rubric
 from nothing_gpt.preferences import JudgedSet
 from nothing_gpt.records import CompletionSet, Prompt, digest, read_prompts, write_jsonl
@@ -23,10 +28,12 @@ from nothing_gpt.sampling import Sampling
 from nothing_gpt.store import Store
 from nothing_gpt.verdicts import Ranking, Verdict, consensus
 
-STAGE = Stage("evaluate", 1)
+STAGE = Stage("evaluate", 2)
 METRICS = "metrics.json"
 COMPARISONS = "comparisons.jsonl"
-REFERENCE, CANDIDATE = 0, 1
+START, SERVED, CANDIDATE = "start", "served", "candidate"
+ROUND = 32
+"""Prompts a round: as many answers as the default window of an endpoint holds."""
 ALONE = {"votes": 2, "panel": [], "repeat_share": 0.0, "batch": False}
 """How the judge is asked here, whatever its settings say of pairs."""
 
@@ -36,56 +43,60 @@ def evaluate(
     prompts: Artifact,
     sampling: SamplingSettings,
     judge: JudgeSettings,
-    reference: Service,
+    start: Service,
+    served: Service | None,
     candidate: Service,
     judging: Service,
+    bound: float,
 ) -> Artifact:
-    """`metrics.json` with the `win_rate` (`value`, `ci`, `n`) of the candidate, and every comparison in
-    `comparisons.jsonl`.
+    """`metrics.json` with the candidate's `win_rate` (`value`, `ci`, `n`) against the starting adapter and, where that
+    is another, `win_rate_served` against the served one; how both looked (`behaviour.py`); and every comparison in
+    `comparisons.jsonl`. It is decided when the interval is above `bound`, or nowhere above it.
 
     Raises:
         FatalError: no prompt could be compared, or as `Sampling.ask` and `Judging.ask`; TransientError as these.
     """
+    references = {START: start} | ({SERVED: served} if served else {})
 
     def build(folder: Path) -> Mapping[str, Any]:
         held_out, _ = read_prompts(workshop.file(prompts, "test.jsonl"))
-        usage: dict[str, Any] = {}
-        answers = {
-            name: _answers(workshop.store, held_out, sampling, service, name, usage)
-            for name, service in (("reference", reference), ("candidate", candidate))
-        }
-        sets = [
-            CompletionSet(prompt, [answers["reference"][prompt.id], answers["candidate"][prompt.id]], [False] * 2)
-            for prompt in held_out
-            if prompt.id in answers["reference"] and prompt.id in answers["candidate"]
-        ]
-        rows = _compare(workshop.store, sets, judge.model_copy(update=ALONE), judging, usage)
-        if not rows:
+        held_out = sorted(held_out, key=lambda prompt: prompt.id)
+        with _Contests(workshop.store, sampling, judge.model_copy(update=ALONE), judging) as contests:
+            contested = {
+                name: contests.hold(held_out, name, service, candidate, bound) for name, service in references.items()
+            }
+        if not all(contested.values()):
             raise FatalError(
                 f"evaluate: none of {len(held_out)} held-out prompts could be compared; "
                 "see sampling.max_tokens and the judge"
             )
-        estimate = win_rate([row["score"] for row in rows])
-        write_jsonl(folder / COMPARISONS, rows)
+        write_jsonl(folder / COMPARISONS, (row for rows in contested.values() for row in rows))
+        answers = {name: list(texts.values()) for name, texts in contests.answers.items()}
         metrics = {
             "held_out": len(held_out),
-            "no_answer": {name: sum(not text for text in texts.values()) for name, texts in answers.items()},
-            "win_rate": {"value": estimate.value, "ci": [estimate.low, estimate.high], "n": estimate.n},
-            "wins": sum(row["score"] == 1 for row in rows),
-            "losses": sum(row["score"] == 0 for row in rows),
+            "no_answer": {name: texts.count("") for name, texts in answers.items()},
+            "behaviour": {name: behaviour(texts) for name, texts in answers.items()},
+            "win_rate": _figures(contested[START]),
+            "win_rate_served": _figures(contested[SERVED]) if served else None,
         }
         (folder / METRICS).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        return {"rows": len(rows), "usage": usage}
+        return {"rows": sum(map(len, contested.values())), "usage": contests.usage}
 
     fingerprinted = {
         "sampling": sampling.model_dump(exclude={"model", "concurrency", "max_failed_share", "num_completions"}),
         "judge": judge.model_dump(include={"temperature", "max_tokens", "seed"}),
         "judged_by": judging.identity,
         "rubric": digest(read_rubric(judge.rubric)),
-        "reference": reference.identity,
+        "references": {name: service.identity for name, service in references.items()},
         "candidate": candidate.identity,
+        "bound": bound,
     }
     return workshop.make(STAGE, fingerprinted, {"prompts": prompts}, build)
+
+
+def is_decided(estimate: Estimate, bound: float) -> bool:
+    """Whether the interval is above the bound, or nowhere above it."""
+    return estimate.low > bound or estimate.high <= bound
 
 
 def score(votes: list[Verdict]) -> float:
@@ -93,7 +104,7 @@ def score(votes: list[Verdict]) -> float:
     ranking = consensus(votes)
     if not isinstance(ranking, Ranking):
         return 0.5
-    return 1.0 if ranking.best == CANDIDATE else 0.0
+    return float(ranking.best)  # of the reference, 0, and the candidate, 1
 
 
 def foregone(reference: str, candidate: str) -> float | None:
@@ -105,46 +116,93 @@ def foregone(reference: str, candidate: str) -> float | None:
     return None
 
 
-def _answers(
-    store: Store,
-    prompts: Sequence[Prompt],
-    settings: SamplingSettings,
-    service: Service,
-    name: str,
-    usage: dict[str, Any],
-) -> dict[str, str]:
-    """One answer a prompt, by its id; empty where the adapter gave none that can be used."""
-    with Sampling(store, settings, service, count=1, distinct=1) as sampling:
-        sampling.ask(prompts, f"evaluate: {name}")
-        usage[name] = sampling.usage
-        results = [sampling.result(prompt) for prompt in prompts]
-    return {
-        item.prompt.id: item.completions[0] if isinstance(item, CompletionSet) else ""
-        for item in results
-        if isinstance(item, CompletionSet) or item.degenerate
-    }
+class _Contests:
+    """The candidate's comparisons with one adapter after another, whose answers and judge they share. A context
+    manager."""
 
+    def __init__(self, store: Store, sampling: SamplingSettings, judge: JudgeSettings, judging: Service):
+        self._store = store
+        self._settings = sampling
+        self._judge = Judging(store, judge, judging)
+        self._samplings: dict[str, Sampling] = {}
+        self._stack = ExitStack()
+        self.answers: dict[str, dict[str, str]] = {}
+        """Each adapter's answers by prompt, empty where it gave none that can be used."""
 
-def _compare(
-    store: Store, sets: list[CompletionSet], settings: JudgeSettings, service: Service, usage: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """One row a prompt."""
-    rows: list[dict[str, Any]] = []
-    with Judging(store, settings, service) as judging:
-        judging.ask([item for item in sets if foregone(*item.completions) is None], "evaluate: compare")
-        usage["judge"] = judging.usage
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._judge)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.__exit__(*exception)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        return {name: sampling.usage for name, sampling in self._samplings.items()} | {"judge": self._judge.usage}
+
+    def hold(
+        self, prompts: Sequence[Prompt], name: str, reference: Service, candidate: Service, bound: float
+    ) -> list[dict[str, Any]]:
+        """One row a prompt that could be compared, in rounds until it is decided or no prompt is left."""
+        rows: list[dict[str, Any]] = []
+        for first in range(0, len(prompts), ROUND):
+            round_ = prompts[first : first + ROUND]
+            theirs, ours = self._answer(round_, name, reference), self._answer(round_, CANDIDATE, candidate)
+            sets = [
+                CompletionSet(prompt, [theirs[prompt.id], ours[prompt.id]], [False] * 2)
+                for prompt in round_
+                if prompt.id in theirs and prompt.id in ours
+            ]
+            rows += self._compare(sets, name)
+            if rows and is_decided(win_rate([row["score"] for row in rows]), bound):
+                break
+        return rows
+
+    def _answer(self, prompts: Sequence[Prompt], name: str, service: Service) -> dict[str, str]:
+        """One answer a prompt, by its id; asked for where there was none yet."""
+        if name not in self._samplings:
+            sampling = Sampling(self._store, self._settings, service, count=1, distinct=1)
+            self._samplings[name] = self._stack.enter_context(sampling)
+        answers = self.answers.setdefault(name, {})
+        if missing := [prompt for prompt in prompts if prompt.id not in answers]:
+            sampling = self._samplings[name]
+            sampling.ask(missing, f"evaluate: {name}")
+            for prompt in missing:
+                result = sampling.result(prompt)
+                if isinstance(result, CompletionSet):
+                    answers[prompt.id] = result.completions[0]
+                elif result.degenerate:
+                    answers[prompt.id] = ""
+        return answers
+
+    def _compare(self, sets: Sequence[CompletionSet], name: str) -> list[dict[str, Any]]:
+        """One row a set that could be judged."""
+        rows: list[dict[str, Any]] = []
+        self._judge.ask([item for item in sets if foregone(*item.completions) is None], f"evaluate: against {name}")
         for item in sets:
             points = foregone(*item.completions)
-            judged = judging.result(item) if points is None else JudgedSet(item, [])
-            if judged.failed is not None:
-                continue
-            rows.append(
-                {
-                    "prompt": item.prompt.messages,
-                    "reference": item.completions[REFERENCE],
-                    "candidate": item.completions[CANDIDATE],
-                    "score": score(judged.votes) if points is None else points,
-                    "reasons": [vote.reason for vote in judged.votes],
-                }
-            )
-    return rows
+            judged = self._judge.result(item) if points is None else JudgedSet(item, [])
+            if judged.failed is None:
+                rows.append(
+                    {
+                        "against": name,
+                        "prompt": item.prompt.messages,
+                        "reference": item.completions[0],
+                        "candidate": item.completions[1],
+                        "score": score(judged.votes) if points is None else points,
+                        "reasons": [vote.reason for vote in judged.votes],
+                    }
+                )
+        return rows
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    scores = [row["score"] for row in rows]
+    estimate = win_rate(scores)
+    return {
+        "value": estimate.value,
+        "ci": [estimate.low, estimate.high],
+        "n": estimate.n,
+        "wins": scores.count(1),
+        "losses": scores.count(0),
+    }

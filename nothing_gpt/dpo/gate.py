@@ -39,9 +39,9 @@ class Decision:
 
 
 def gate(
-    training: dict[str, Any], win_rate: dict[str, Any], quality: dict[str, Any], settings: GateSettings
+    training: dict[str, Any], evaluation: dict[str, Any], quality: dict[str, Any], settings: GateSettings
 ) -> Decision:
-    """Decides on training's `metrics.json`, the evaluation's win rate and the pairs' `quality.json`."""
+    """Decides on training's and the evaluation's `metrics.json`, and the pairs' `quality.json`."""
     step0, expected = training["step0_loss"], training["step0_expected"]
     return Decision(
         (
@@ -49,7 +49,15 @@ def gate(
                 "evaluation accuracy", training["eval_accuracy"], training["eval_accuracy_ci"], settings.min_accuracy
             ),
             _above("evaluation margin", training["eval_margin"], training["eval_margin_ci"], settings.min_margin),
-            _above("win rate", win_rate["value"], win_rate["ci"], settings.min_win_rate),
+            *(
+                _above(f"win rate against the {name} adapter", wins["value"], wins["ci"], settings.min_win_rate)
+                for name, wins in (
+                    ("starting", evaluation["win_rate"]),
+                    ("served", evaluation["win_rate_served"]),
+                )
+                if wins
+            ),
+            *_behaviour_reasons(evaluation["behaviour"], settings),
             Reason(
                 abs(step0 - expected) <= settings.step0_tolerance,
                 f"loss before training {step0:.4f}; {expected:.4f} within {settings.step0_tolerance} says that the "
@@ -57,6 +65,28 @@ def gate(
             ),
             *_data_reasons(quality, settings),
         )
+    )
+
+
+def _behaviour_reasons(figures: dict[str, Any], settings: GateSettings) -> tuple[Reason, ...]:
+    before, after = figures["start"], figures["candidate"]
+    most = settings.max_length_drift
+    return (
+        Reason(
+            before["length"] / most <= after["length"] <= before["length"] * most,
+            f"answers of {after['length']:.0f} characters after {before['length']:.0f}; at most {most:g} times as long "
+            "or as short is wanted",
+        ),
+        Reason(
+            after["in_form"] >= before["in_form"] - settings.max_form_loss,
+            f"{after['in_form']:.0%} of the lines in form after {before['in_form']:.0%}; a loss of at most "
+            f"{settings.max_form_loss:.0%} is wanted",
+        ),
+        Reason(
+            after["repetition"] <= before["repetition"] + settings.max_repetition_gain,
+            f"{after['repetition']:.1%} of the 4-grams repeated after {before['repetition']:.1%}; a rise of at most "
+            f"{settings.max_repetition_gain:.0%} is wanted",
+        ),
     )
 
 

@@ -105,11 +105,12 @@ def _render(**sections: Any) -> str:
 
 def _run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
     made: list[Plot] = []
-    win, training = (summary.get(key) or {} for key in ("win_rate", "training"))
+    win, served, training = (summary.get(key) or {} for key in ("win_rate", "win_rate_served", "training"))
     estimates = {
         label: (figures[value], figures[interval])
         for label, figures, value, interval in (
             ("win rate", win, "value", "ci"),
+            ("win rate, served", served, "value", "ci"),
             ("accuracy", training, "eval_accuracy", "eval_accuracy_ci"),
         )
         if figures.get(value) is not None and figures.get(interval)

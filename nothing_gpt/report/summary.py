@@ -74,11 +74,13 @@ def decision(summary: Summary) -> Decision:
 def key_figures(summary: Summary) -> list[Figure]:
     """The figures to look at first, those that there are, with their 95 % intervals."""
     win, training, data = (summary.get(key) or {} for key in ("win_rate", "training", "data"))
+    served = summary.get("win_rate_served") or {}
     cost = summary.get("cost") or {}
     sides = [count_of(training.get("train_pairs"), "training"), count_of(training.get("val_pairs"), "validation")]
     spent = [f"{key} {dollars(price)}" for key, price in cost.items() if key != "total" and price is not None]
     figures = [
         share("Win rate", win.get("value"), win.get("ci"), count_of(win.get("n"), "held-out prompts")),
+        share("Win rate, served", served.get("value"), served.get("ci"), count_of(served.get("n"), "held-out prompts")),
         share(
             "Validation accuracy",
             training.get("eval_accuracy"),

@@ -9,7 +9,7 @@ import pytest
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import JudgeSettings, SamplingSettings
-from nothing_gpt.dpo.evaluate import COMPARISONS, METRICS, evaluate, score
+from nothing_gpt.dpo.evaluate import COMPARISONS, METRICS, ROUND, evaluate, score
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.intervals import win_rate
@@ -28,7 +28,8 @@ class Contest:
     def __init__(self, fake: FakeEndpoint, wins: list[str]):
         self.wins = wins
         fake.answer = self.answer
-        self.reference = Service(lambda: fake.url, "old", "digest-old")
+        self.start = Service(lambda: fake.url, "old", "digest-old")
+        self.served: Service | None = None
         self.candidate = Service(lambda: fake.url, "new", "digest-new")
         self.judge = Service(lambda: fake.url, "judge", "judge")
 
@@ -46,17 +47,19 @@ class Contest:
         if winner == "unjudged":
             return says("hm", model=model)
         shown = [item["text"] for item in document["completions"]]
+        if winner == "second":  # the candidate beats the starting adapter and loses to the served one
+            winner = "served" if "[JERRY] by served" in shown else "new"
         best = 1 if winner in ("place", "tie") else shown.index(f"[JERRY] by {winner}") + 1
         verdict = {"reason": "r", "best": best, "worst": 3 - best, "tie": winner == "tie"}
         return says(json.dumps(verdict), model=model)
 
-    def evaluate(self, workshop: Workshop, judge: JudgeSettings = JUDGE) -> Artifact:
+    def evaluate(self, workshop: Workshop, judge: JudgeSettings = JUDGE, bound: float = 0.5) -> Artifact:
         def build(folder: Path) -> dict[str, int]:
             write_jsonl(folder / "test.jsonl", ({"prompt": prompt.messages} for prompt in prompts(len(self.wins))))
             return {}
 
         held_out = workshop.make(Stage("prompts", 1), {"wins": self.wins}, {}, build)
-        return evaluate(workshop, held_out, SAMPLING, judge, self.reference, self.candidate, self.judge)
+        return evaluate(workshop, held_out, SAMPLING, judge, self.start, self.served, self.candidate, self.judge, bound)
 
 
 def metrics(workshop: Workshop, made: Artifact) -> dict[str, Any]:
@@ -66,15 +69,48 @@ def metrics(workshop: Workshop, made: Artifact) -> dict[str, Any]:
 def test_wins_count_one_ties_and_splits_a_half_and_losses_nothing(workshop: Workshop, fake: FakeEndpoint) -> None:
     made = Contest(fake, ["new", "new", "new", "old", "tie", "place"]).evaluate(workshop)
     scores = [row["score"] for _, row in read_jsonl(workshop.file(made, COMPARISONS))]
-    assert scores == [1, 1, 1, 0, 0.5, 0.5]
+    assert sorted(scores) == [0, 0.5, 0.5, 1, 1, 1]
     expected = win_rate(scores)
-    assert metrics(workshop, made) == {
-        "held_out": 6,
-        "no_answer": {"reference": 0, "candidate": 0},
-        "win_rate": {"value": expected.value, "ci": [expected.low, expected.high], "n": 6},
-        "wins": 3,
-        "losses": 1,
-    }
+    figures = metrics(workshop, made)
+    assert figures["held_out"] == 6
+    assert figures["no_answer"] == {"start": 0, "candidate": 0}
+    assert figures["win_rate"] == {
+        "value": expected.value, "ci": [expected.low, expected.high], "n": 6, "wins": 3, "losses": 1,
+    }  # fmt: skip
+    assert figures["win_rate_served"] is None
+    assert figures["behaviour"]["candidate"] == {"answers": 6, "length": 14.0, "in_form": 1.0, "repetition": 0.0}
+
+
+@pytest.mark.parametrize(("winner", "value"), [("new", 1.0), ("old", 0.0)])
+def test_it_is_compared_only_until_that_is_decided(
+    workshop: Workshop, fake: FakeEndpoint, winner: str, value: float
+) -> None:
+    figures = metrics(workshop, Contest(fake, [winner] * 200).evaluate(workshop))
+    assert (figures["held_out"], figures["win_rate"]["n"], figures["win_rate"]["value"]) == (200, ROUND, value)
+
+
+def test_while_it_is_undecided_every_held_out_prompt_is_compared(workshop: Workshop, fake: FakeEndpoint) -> None:
+    made = Contest(fake, ["tie"] * 70).evaluate(workshop)
+    assert metrics(workshop, made)["win_rate"]["n"] == 70
+    assert workshop.counts(made)["usage"]["judge"]["calls"] == 140
+    assert [workshop.counts(made)["usage"][name]["calls"] for name in ("start", "candidate")] == [70, 70]
+
+
+def test_what_is_decided_depends_on_the_bound(workshop: Workshop, fake: FakeEndpoint) -> None:
+    contest = Contest(fake, ["new"] * 96)
+    assert metrics(workshop, contest.evaluate(workshop, bound=0.9))["win_rate"]["n"] > ROUND
+    assert metrics(workshop, contest.evaluate(workshop, bound=0.5))["win_rate"]["n"] == ROUND
+
+
+def test_the_candidate_meets_the_served_adapter_too(workshop: Workshop, fake: FakeEndpoint) -> None:
+    contest = Contest(fake, ["second"] * 40)
+    contest.served = Service(lambda: fake.url, "served", "digest-served")
+    made = contest.evaluate(workshop)
+    figures = metrics(workshop, made)
+    assert (figures["win_rate"]["value"], figures["win_rate_served"]["value"]) == (1.0, 0.0)
+    asked = [request["model"] for request in fake.requests]
+    assert {name: asked.count(name) for name in ("old", "new", "served")} == {"old": 32, "new": 32, "served": 32}
+    assert {row["against"] for _, row in read_jsonl(workshop.file(made, COMPARISONS))} == {"start", "served"}
 
 
 def test_both_orders_are_judged_whatever_the_judges_setting(workshop: Workshop, fake: FakeEndpoint) -> None:
@@ -145,6 +181,6 @@ def test_a_score_is_the_candidates(votes: list[Verdict], points: float) -> None:
 
 def test_an_adapter_that_gives_no_answer_loses_without_the_judge(workshop: Workshop, fake: FakeEndpoint) -> None:
     made = Contest(fake, ["mute new", "mute old", "new"]).evaluate(workshop)
-    assert [row["score"] for _, row in read_jsonl(workshop.file(made, COMPARISONS))] == [0, 1, 1]
-    assert metrics(workshop, made)["no_answer"] == {"reference": 1, "candidate": 1}
+    assert sorted(row["score"] for _, row in read_jsonl(workshop.file(made, COMPARISONS))) == [0, 1, 1]
+    assert metrics(workshop, made)["no_answer"] == {"start": 1, "candidate": 1}
     assert metrics(workshop, made)["win_rate"]["n"] == 3
