@@ -61,7 +61,8 @@ def _least_mean(wins: float, losses: float) -> float:
         return float(better - wins * math.log(mean) - losses * math.log1p(-mean)) - threshold
 
     # At the mean seen, all the evidence for a better one is of chance.
-    return float(optimize.brentq(excess, 1e-12, min(wins / (wins + losses), 1 - 1e-9)))
+    bracket = (1e-12, min(wins / (wins + losses), 1 - 1e-9))
+    return float(optimize.root_scalar(excess, bracket=bracket, method="brentq").root)
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Estimate:
