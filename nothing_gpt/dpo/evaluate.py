@@ -133,8 +133,8 @@ class _Contests:
         self._stack.enter_context(self._judge)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.__exit__(*exception)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     @property
     def usage(self) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def test_a_failed_gate_fails_the_flow_with_every_reason_and_promotes_nothing(pla
     error = state.result(raise_on_failure=False)
     assert isinstance(error, GateFailed)
     assert "evaluation accuracy 0.800" in str(error)
-    assert "win rate 1.000" in str(error)
+    assert "win rate against the starting adapter 1.000" in str(error)
     assert "margin" not in str(error)
     assert "promote" not in statuses(place)
     assert summary(place)["promoted"] is None
@@ -378,7 +378,7 @@ def test_a_failed_gate_is_exit_code_3_and_leaves_no_server_behind(
     copy_database(known, place.data / "prefect" / "prefect.db")
     code, lines = as_a_process(place, gate__min_win_rate=0.99)
     assert code == 3
-    assert lines[-1].startswith("error: gate: not promoted, because win rate 1.000 ")
+    assert lines[-1].startswith("error: gate: not promoted, because win rate against the starting adapter 1.000 ")
     assert sum(line.startswith("error: ") for line in lines) == 1
     assert not any("Traceback" in line for line in lines)
     assert any("NOT MET" in line for line in lines)
