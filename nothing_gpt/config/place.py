@@ -39,6 +39,13 @@ class ModalSettings(Group):
     app: str = Field(default="nothing-gpt", description="Name of the deployed app.")
     volume: str = Field(default="nothing-gpt", description="Volume for data, checkpoints and adapters.")
     environment: str | None = Field(default=None, description="Modal environment; empty: your account's default.")
+    running_hours: float = Field(
+        default=12,
+        gt=0,
+        le=168,
+        description="Longest wait for a training, the wait for a GPU and preemptions included; then it is cancelled, "
+        "and its checkpoints stay.",
+    )
 
 
 class PlaceSettings(Group):

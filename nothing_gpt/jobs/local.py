@@ -9,6 +9,16 @@ from nothing_gpt.errors import FatalError, Killed, TransientError
 from nothing_gpt.processes import Child
 from nothing_gpt.progress import CHILD, Relay
 
+QUIET = {
+    CHILD: "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Environment of a training whose lines are relayed, and are about training only."""
+
 
 def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
     """Runs one of our modules as a process of its own, which ends when we do; everything it prints is in `log`.
@@ -18,18 +28,16 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
         Killed: it was ended by SIGKILL, as the kernel does where memory runs out.
         FatalError: it failed; the message is its own last line.
     """
-    quiet = {
-        CHILD: "1",
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
     command = [sys.executable, "-m", module, *arguments]
-    with Relay() as relay, Child(command, log, env={**quiet, **environment}) as child:
+    with Relay() as relay, Child(command, log, env={**QUIET, **environment}) as child:
         code = child.wait(on_line=relay)
-        last = next((line for line in reversed(child.tail(20)) if line.startswith("error: ")), None)
+        tail = child.tail()
+    check_ended_well(module, code, tail, log)
+
+
+def check_ended_well(module: str, code: int, tail: Sequence[str], log: Path) -> None:
+    """Says what the exit code of one of our modules means; `tail` is its last lines. Raises as `run_module`."""
+    last = next((line for line in reversed(tail) if line.startswith("error: ")), None)
     if code == TransientError.exit_code:
         raise TransientError(f"{module} was interrupted and saved a checkpoint; run again to go on")
     if code == 128 + signal.SIGKILL:
