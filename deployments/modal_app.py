@@ -42,8 +42,8 @@ hf_secret = modal.Secret.from_name("hf-secret")
 
 train_image = (
     modal.Image.debian_slim("3.11")
-    # The lock's torch is PyPI's, with CUDA: its packages come as its dependencies, which it pins.
-    .pip_install_from_requirements(str(LOCKS / "project.txt"))
+    .apt_install("gcc", "libc6-dev")  # triton compiles its driver at first use
+    .pip_install_from_requirements(str(LOCKS / "train.txt"), extra_options="--no-deps")
     .add_local_python_source("nothing_gpt")
 )
 serve_image = (

@@ -1,5 +1,5 @@
-"""Artifact Registry and Cloud Build, as far as images need them, in the place of the network: their answers have the
-form of recorded ones, and what is built is in the registry afterwards."""
+"""Artifact Registry and Cloud Build, as far as images need them, in the place of the network: their answers are
+written after the documentation, not recorded, and what is built is in the registry afterwards."""
 
 import json
 from collections.abc import Callable
