@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.transfers import bucket
 from nothing_gpt.config import EndpointSettings, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
 from nothing_gpt.store import Store, open_store
 from nothing_gpt.vllm_admin import VLLM
+from nothing_gpt.workshops import IN_BUCKET, bucket_workshop
+from tasks.credentials import place_credentials
 from tasks.place import LocalPlace
 
 NEEDED_GIB = 2
@@ -73,10 +74,11 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
     if address is None:
         return
     try:
-        _probe(bucket(settings).store)
+        _probe(bucket_workshop(settings.place, place_credentials(settings.place)).store)
         yield Finding(f"bucket {address}", True)
     except NothingGPTError as error:
-        yield Finding(f"bucket {address}", False, f"prevents push and pull; {error}")
+        prevents = "everything" if settings.place.kind in IN_BUCKET else "push and pull"
+        yield Finding(f"bucket {address}", False, f"prevents {prevents}; {error}")
 
 
 def _probe(store: Store) -> None:

@@ -7,22 +7,31 @@ import re
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from nothing_gpt.adapters import CONFIG, Base, adapter_digest
+from prefect import get_run_logger
+
+from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.checkpoints import base_identity
 from nothing_gpt.config import Environment, Settings
+from nothing_gpt.dpo import train as training
+from nothing_gpt.dpo.order import train_elsewhere
 from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.local import run_module
+from nothing_gpt.named_copies import name_copy
+from nothing_gpt.processes import Run
+from nothing_gpt.progress import say
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
 from nothing_gpt.serve.registry import read_registry
-from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
+from nothing_gpt.workshops import open_workshop
+from tasks.credentials import place_credentials
 
 
 @dataclass(frozen=True)
@@ -36,16 +45,20 @@ class Models:
 class Place:
     """The engines of one run. A context manager that ends whatever it started."""
 
-    run = staticmethod(run_module)
+    run: Run = staticmethod(run_module)
+    """How a training is run that is no Job."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        data = Path(settings.place.data)
-        self.workshop = Workshop(open_store(str(data / "store")), data / "work")
-        self.logs = data / "logs"
+        self.logs = Path(settings.place.data) / "logs"
         self.environment = Environment()
         self._stack = ExitStack()
         self._lock = threading.Lock()
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """The place's artifacts. Raises as `open_workshop` and `place_credentials`."""
+        return open_workshop(self.settings.place, place_credentials(self.settings.place))
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +77,13 @@ class Place:
     def judge(self) -> Service:
         """The judge's endpoint."""
         raise NotImplementedError
+
+    def train(self, models: Models, pairs: Artifact) -> Artifact:
+        """The adapter trained on the pairs. Raises as `nothing_gpt.dpo.train.train`."""
+        return training.train(self.workshop, pairs, models.start, models.base, self.settings.training, self.run)
+
+    def name_copy(self, stage: str, key: str | None) -> None:
+        """Keeps the guide's name for a stage's artifact up to date, where others see it (see `named_copies.py`)."""
 
     def start(self, sft: Artifact) -> Artifact:
         """What the round starts from: the SFT adapter, or the promoted version that `training.starting_version` names.
@@ -110,7 +130,7 @@ class EmbeddedPlace(Place):
             name = self.settings.sampling.model
             if self._vllm is None:
                 self._vllm = self._stack.enter_context(LocalVLLM(Path(models.base.location), self.logs / "vllm.log"))
-                current = current_folder(self.workshop.store, self.workshop.folder(models.start))
+                current = current_folder(self.workshop, self.workshop.folder(models.start))
                 VLLM(self._vllm.base_url).load(name, str(current))
             return Server(self._vllm.base_url, name, Path(models.base.location))
 
@@ -155,11 +175,49 @@ class LocalPlace(Place):
         """The two files of the user's SFT adapter."""
         place = self.settings.place
         folder = Path(place.sft_adapter) if place.sft_adapter else self.environment.sft_adapter_path
-        return {name: folder / name for name in (CONFIG, "adapter_model.safetensors")}
+        return {name: folder / name for name in (CONFIG, WEIGHTS)}
 
     def base(self) -> Base:
         """The user's base model. Raises FatalError as `known_base`."""
         return known_base(self.settings.place.base_model or "", self.settings.place.base_revision)
+
+
+class ModalPlace(LocalPlace):
+    """As local, but training runs on Modal."""
+
+    def __init__(self, settings: Settings):
+        from nothing_gpt.jobs.modal import modal_run  # an extra
+
+        super().__init__(settings)
+        self.run = modal_run(settings.place.modal)
+
+
+class GKEPlace(LocalPlace):
+    """As local, but all results are in the bucket, for every machine, and training is a Job on a GKE cluster. vLLM must
+    see the data folder under the same path: what it loads is fetched there."""
+
+    def train(self, models: Models, pairs: Artifact) -> Artifact:
+        return train_elsewhere(self.workshop, pairs, models.start, models.base, self.settings.training, self.run_job)
+
+    def run_job(self, fingerprint: str) -> None:
+        """Has the order for `train/<fingerprint>` fulfilled by a Job, whose log comes to the terminal and to Prefect.
+        A Job that ended well before is no answer: its artifact is gone. Raises as `image` and `GKE.run`."""
+        # Imported here: they need an extra.
+        from nothing_gpt.jobs.gke import GKE
+        from nothing_gpt.jobs.image import image
+
+        place, store = self.settings.place, self.workshop.store.uri
+        log = get_run_logger()
+
+        def show(line: str) -> None:
+            say(line)
+            log.info(line)
+
+        reference = image(place.gke, store, place_credentials(place))
+        GKE(place.gke, on_line=show).run(fingerprint, store, reference, replace=True)
+
+    def name_copy(self, stage: str, key: str | None) -> None:
+        name_copy(self.workshop, stage, key)
 
 
 def known_base(location: str, revision: str | None) -> Base:
@@ -182,18 +240,24 @@ def known_base(location: str, revision: str | None) -> Base:
     return Base(str(folder), base_identity(location, None))
 
 
+def make_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
+    """The place that the settings name."""
+    places = {"embedded": EmbeddedPlace, "gke": GKEPlace, "modal": ModalPlace}
+    return places.get(settings.place.kind, LocalPlace)(settings)
+
+
 def open_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
-    """The place that the settings name.
+    """The place that the settings name, for a run in it.
 
     Raises:
-        FatalError: the data folder cannot be used, or the adapter that is current there belongs to another place, whose
+        FatalError: its store cannot be used, or the adapter that is current there belongs to another place, whose
             base model it fits and whose server serves it.
     """
-    place = EmbeddedPlace(settings) if settings.place.kind == "embedded" else LocalPlace(settings)
+    place = make_place(settings)
     current = read_registry(place.workshop.store).current_version
     if current and current.place != settings.place.kind:
         raise FatalError(
-            f"{current.name} version {current.version} in {settings.place.data} was promoted in place {current.place}; "
-            "give its settings with --settings, or use another place.data"
+            f"{current.name} version {current.version} in {place.workshop.store.uri} was promoted in place "
+            f"{current.place}; give its settings with --settings, or use another place.data or place.bucket"
         )
     return place

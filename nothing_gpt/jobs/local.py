@@ -6,18 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nothing_gpt.errors import FatalError, Killed, TransientError
-from nothing_gpt.processes import Child
+from nothing_gpt.processes import QUIET, Child
 from nothing_gpt.progress import CHILD, Relay
-
-QUIET = {
-    CHILD: "1",
-    "PYTHONUNBUFFERED": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
-"""Environment of a training whose lines are relayed, and are about training only."""
 
 
 def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -29,7 +19,8 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
         FatalError: it failed; the message is its own last line.
     """
     command = [sys.executable, "-m", module, *arguments]
-    with Relay() as relay, Child(command, log, env={**QUIET, **environment}) as child:
+    variables = {**QUIET, CHILD: "1", "PYTHONUNBUFFERED": "1", **environment}
+    with Relay() as relay, Child(command, log, env=variables) as child:
         code = child.wait(on_line=relay)
         tail = child.tail()
     check_ended_well(module, code, tail, log)

@@ -14,8 +14,8 @@ from typing import TypedDict
 import nothing_gpt
 from nothing_gpt.checkpoints import COMPLETE, fetch_folder, keep_folder
 from nothing_gpt.errors import FatalError, TransientError
-from nothing_gpt.jobs.local import QUIET
-from nothing_gpt.processes import Child
+from nothing_gpt.processes import QUIET, Child
+from nothing_gpt.progress import CHILD
 from nothing_gpt.records import digest, file_digest
 from nothing_gpt.store import FolderStore
 
@@ -116,7 +116,8 @@ def _train(order: Order, volume: Path, adapter: Path, commit: Callable[[], objec
 
     log = adapter.with_name("log")
     try:
-        with Child([sys.executable, "-m", order["module"], *arguments], log, env={**QUIET, **environment}) as child:
+        variables = {**QUIET, CHILD: "1", "PYTHONUNBUFFERED": "1", **environment}
+        with Child([sys.executable, "-m", order["module"], *arguments], log, env=variables) as child:
             code = child.wait(on_line=show)
             return Outcome(code=code, tail=child.tail(), files={})
     finally:
