@@ -1,0 +1,170 @@
+"""The place `gke` from end to end: real flows, a real Kubernetes whose pods train for real, a Cloud Storage server that is
+not ours. Only the machines are missing under it.
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from nothing_gpt.checkpoints import COMPLETE
+from nothing_gpt.embedded.judge import MODEL, OfflineJudge
+from nothing_gpt.embedded.serving import LocalVLLM
+from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.store import Store, open_store
+from nothing_gpt.vllm_admin import VLLM
+from tests import fake_gcs
+from tests.chain import tiny
+from tests.chain.processes import Command
+from tests.chain.test_embedded import SMALL
+from tests.kube import Cluster, wait_for
+
+pytestmark = [pytest.mark.kube, pytest.mark.timeout(900)]
+
+IMAGE = "registry/train@sha256:" + "0" * 64
+SETTINGS = tiny.SETTINGS.model_copy(update={"num_train_epochs": 30, "save_steps": 20, "eval_steps": 60})
+"""180 steps: time enough to be preempted twice."""
+TRAINING = [part for name, value in SETTINGS.model_dump(exclude_defaults=True).items()
+            for part in ("--set", f"training.{name}={value}")]  # fmt: skip
+
+
+@dataclass
+class Machine:
+    """Where flows are started: a data folder, a bucket, and a cluster that shares nothing but the bucket with it."""
+
+    cluster: Cluster
+    namespace: str
+    folder: Path
+    store: Store
+    started: list[Command] = field(default_factory=list)
+
+    def start(self, *arguments: str, **place: object) -> Command:
+        given = {"kind": "gke", "data": self.folder / "data", "bucket": self.store.uri,
+                 "gke.namespace": self.namespace, "gke.image": IMAGE, **place}  # fmt: skip
+        options = [part for name, value in given.items() for part in ("--set", f"place.{name}={value}")]
+        self.started.append(Command(*arguments, *options, log=self.folder / f"{len(self.started)}.log"))
+        return self.started[-1]
+
+    def train(self, model: Path, **place: object) -> Command:
+        folders = ["--data", str(model / "data"), "--adapter", str(model / "sft")]
+        return self.start("train", *folders, *TRAINING, base_model=model / "base", **place)
+
+    def finish(self, running: Command) -> str:
+        assert running.wait() == 0, running.output
+        assert running.alive() == []
+        return running.output
+
+    @property
+    def jobs(self) -> list[Any]:
+        return client.BatchV1Api(self.cluster.api).list_namespaced_job(self.namespace).items
+
+    @property
+    def pods(self) -> list[Any]:
+        return [pod for job in self.jobs for pod in self.cluster.pods(self.namespace, job.metadata.name)]
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The metrics of the one training in the bucket."""
+        (manifest,) = [key for key in self.store.list("train") if key.endswith("/manifest.json")]
+        return json.loads(self.store.read(manifest.replace("manifest", "metrics")) or b"")
+
+    def checkpoints(self) -> set[str]:
+        """Names of the whole ones in the bucket."""
+        keys = [key.split("/") for key in self.store.list("checkpoints")]
+        return {key[-2] for key in keys if key[-1] == COMPLETE and key[-2].startswith("checkpoint-")}
+
+
+@pytest.fixture
+def machine(cluster: Cluster, namespace: str, emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    secret = client.V1Secret(metadata=client.V1ObjectMeta(name="hf-secret"), string_data={"HF_TOKEN": "any"})
+    client.CoreV1Api(cluster.api).create_namespaced_secret(namespace, secret)
+    store = open_store(f"gs://{fake_gcs.BUCKET}/{namespace}", cache=tmp_path / "look")
+    return Machine(cluster, namespace, tmp_path, store)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("model"))
+
+
+def test_preempted_twice_and_its_flow_killed_it_ends_as_if_undisturbed(machine: Machine, model: Path) -> None:
+    running = machine.train(model)
+    seen: set[str] = set()
+    for number in (1, 2):
+        wait_for(lambda: machine.checkpoints() - seen or running.process.poll() is not None, "a new checkpoint")
+        assert running.process.poll() is None, running.output
+        seen = machine.checkpoints()
+        machine.cluster.preempt(machine.pods[-1].metadata.name, machine.namespace)
+        wait_for(lambda count=number: len(machine.pods) > count, "another pod")
+        if number == 1:
+            running.kill_everything_when(lambda: True)
+            running = machine.train(model)
+            wait_for(lambda: "found" in running.output or running.process.poll() is not None, "the Job is found")
+    output = machine.finish(running)
+    assert len(machine.jobs) == 1
+    assert len(machine.pods) == 3
+    assert "going on from checkpoint-" in output
+    disturbed = machine.trained
+
+    machine.finish(machine.train(model, kind="local", data=machine.folder / "undisturbed"))
+    undisturbed = json.loads(next((machine.folder / "undisturbed" / "store" / "train").glob("*/metrics.json")).read_text())
+    for figure in ("eval_loss", "eval_margin", "train_loss"):
+        assert disturbed[figure] == pytest.approx(undisturbed[figure], abs=1e-4)
+
+
+def test_a_cancelled_flow_leaves_neither_job_nor_pods(machine: Machine, model: Path) -> None:
+    running = machine.train(model)
+    wait_for(lambda: "step" in running.output or running.process.poll() is not None, "training steps")
+    running.process.send_signal(signal.SIGINT)
+    assert running.wait() != 0
+    assert machine.jobs == []
+    wait_for(lambda: not machine.pods, "its pods are gone")
+    assert "deleted" in running.output
+    assert running.alive() == []
+
+
+@dataclass
+class Engines:
+    """The embedded place's base model, starting adapter, prompts, vLLM and judge."""
+
+    options: list[str]
+    place: dict[str, object]
+    vllm: VLLM
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    folder = tmp_path_factory.mktemp("embedded")
+    made = Command("run", "--set", f"place.data={folder}", "--until", "sft", log=folder / "made.log")
+    assert made.wait() == 0, made.output
+    (base,), (sft,), (prompts,) = (
+        [path.parent for path in (folder / "store" / stage).glob("*/manifest.json")]
+        for stage in ("base", "sft", "scripts")
+    )
+    with LocalVLLM(base, folder / "vllm.log") as server, OfflineJudge() as judge:
+        vllm = VLLM(server.base_url)
+        vllm.load("seinfeld", str(sft))
+        place: dict[str, object] = {
+            "serve_url": server.base_url, "judge_url": judge.url, "base_model": base, "sft_adapter": sft,
+        }  # fmt: skip
+        files = json.dumps([str(prompts / "prompts.jsonl")])
+        options = [*SMALL, "--set", f"prompts.paths={files}", "--set", f"judge.model={MODEL}"]
+        yield Engines(options, place, vllm)
+
+
+def test_a_run_trains_in_the_cluster_and_promotes_what_comes_back(machine: Machine, embedded: Engines) -> None:
+    output = machine.finish(machine.start("run", *embedded.options, **embedded.place))
+    (version,) = read_registry(machine.store).versions
+    assert (version.place, f"train/{version.fingerprint}") == ("gke", version.artifact)
+    assert machine.trained["step0_loss"] == pytest.approx(machine.trained["step0_expected"], abs=0.02)
+    assert "Promoted: the new adapter is served as seinfeld" in output
+    assert embedded.vllm.models()["seinfeld"].endswith(version.artifact)
+    assert [job.status.succeeded for job in machine.jobs] == [1]
