@@ -2,16 +2,15 @@
 
     python -m nothing_gpt.serve.fetch --store gs://BUCKET/PREFIX --folder /adapters [--follow]
 
-puts the registry's current adapter into the folder, at `<stage>/<fingerprint>`, and points the link `current` there: what
-vLLM starts with. With --follow it goes on until it is told to stop: adapters that runs want to load come too, and the
-link follows the registry, so that a restart of vLLM loads what was promoted. The runs' side is `load`, which asks for an
-adapter by a small object in the store and loads it as soon as it has come. It looks after one folder: of several vLLMs
-behind one address each has its own, and `load` reaches one of them.
+puts the registry's current adapter into the folder, at `<stage>/<fingerprint>`, and points the link `current` there:
+what vLLM starts with. With --follow it goes on until it is told to stop: adapters that runs want to load come too, and
+the link follows the registry, so that a restart of vLLM loads what was promoted. The runs' side is `load`, which asks
+for an adapter by a small object in the store and loads it as soon as it has come. It looks after one folder: of several
+vLLMs behind one address each has its own, and `load` reaches one of them.
 """
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
@@ -79,7 +78,7 @@ def fetch_current(store: Store, folder: Path) -> str:
     _fetch(store, key, folder)
     link = folder / CURRENT
     with reporting_disk(link):
-        if not link.is_symlink() or os.readlink(link) != key:
+        if not link.is_symlink() or link.readlink() != Path(key):
             fresh = folder / f".{CURRENT}"
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(key)
@@ -89,8 +88,8 @@ def fetch_current(store: Store, folder: Path) -> str:
 
 
 def mirror(store: Store, folder: Path) -> None:
-    """Makes the folder hold the current adapter and the wanted ones, and no others. One that cannot be had keeps none of
-    the others back.
+    """Makes the folder hold the current adapter and the wanted ones, and no others. One that cannot be had keeps none
+    of the others back.
 
     Raises:
         FatalError, TransientError: as `fetch_current`, for the last of those that failed.
@@ -111,7 +110,7 @@ def mirror(store: Store, folder: Path) -> None:
 
 
 def follow(store: Store, folder: Path, stop: threading.Event) -> None:
-    """`mirror` again and again until `stop` is set. A failure is said once and tried again: vLLM serves on meanwhile."""
+    """`mirror` again and again until `stop` is set. A failure is said once and tried again: vLLM serves on."""
     said = ""
     while not stop.wait(EVERY_S):
         try:

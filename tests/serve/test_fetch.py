@@ -114,10 +114,10 @@ def test_the_link_follows_promotion_and_rollback(workshop: Workshop, folder: Pat
     start, better = adopt(workshop, "sft", 0.25), adopt(workshop, "train", 0.5)
     promote(workshop, better)
     fetch.mirror(workshop.store, folder)
-    assert os.readlink(folder / "current") == better.key
+    assert (folder / "current").readlink() == Path(better.key)
     swap(workshop.store, read_registry(workshop.store), rolled_back(read_registry(workshop.store)))
     fetch.mirror(workshop.store, folder)
-    assert os.readlink(folder / "current") == start.key
+    assert (folder / "current").readlink() == Path(start.key)
     assert held(folder) == {start.key}
 
 
@@ -220,7 +220,7 @@ def test_the_program_fetches_once_or_follows_until_it_is_told_to_stop(
     on = child(code, *arguments, "--follow")
     better = adopt(workshop, "train", 0.5)
     promote(workshop, better)
-    wait_until(lambda: os.readlink(folder / "current") == better.key)
+    wait_until(lambda: (folder / "current").readlink() == Path(better.key))
     on.send_signal(signal.SIGTERM)
     assert on.wait(60) == 0
 
