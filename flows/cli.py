@@ -141,11 +141,15 @@ def serve(
 
 
 @app.command()
-def doctor(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+def doctor(
+    settings_files: SettingsFiles = DEFAULT,
+    overrides: Overrides = None,
+    place: Annotated[str | None, typer.Option(help="Short for --settings deployments/PLACE.yaml, before others.")] = None,
+) -> None:
     """Check what is installed, reachable and missing, and what each lack prevents."""
     from flows.doctor import examine
 
-    settings = _load(settings_files, overrides)
+    settings = _load(_with_place(place, settings_files) if place else settings_files, overrides)
     findings = examine(settings)
     for finding in findings:
         out.print(
@@ -233,6 +237,15 @@ def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = Non
 def main() -> None:
     """The program's entry."""
     app()
+
+
+def _with_place(place: str, files: list[Path]) -> list[Path]:
+    """A place's own settings, and those that were given after them."""
+    file = EMBEDDED.with_name(f"{place}.yaml")
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in EMBEDDED.parent.glob("*.yaml")))
+        raise FatalError(f"--place {place}: no settings for it ({known} have some); give them with --settings")
+    return [file, *(files if files != DEFAULT else [])]
 
 
 def _load(

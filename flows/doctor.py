@@ -4,28 +4,18 @@ import asyncio
 import importlib.util
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from flows.findings import Finding, within_limit
 from flows.transfers import bucket
-from nothing_gpt.config import EndpointSettings, Settings
+from nothing_gpt.config import EndpointSettings, Environment, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
 from nothing_gpt.store import Store, open_store
 from nothing_gpt.vllm_admin import VLLM
-from tasks.place import LocalPlace
 
 NEEDED_GIB = 2
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: what was looked at, whether it is well, and otherwise what it prevents and what to do."""
-
-    what: str
-    ok: bool
-    remedy: str = ""
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -34,6 +24,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_packages(),
         *_data(Path(settings.place.data)),
         *_bucket(settings),
+        *(_cluster(settings) if settings.place.kind == "gke" else ()),
         *(_embedded() if settings.place.kind == "embedded" else _endpoints(settings)),
     ]
 
@@ -73,10 +64,11 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
     if address is None:
         return
     try:
-        _probe(bucket(settings).store)
+        within_limit(lambda: _probe(bucket(settings).store))
         yield Finding(f"bucket {address}", True)
     except NothingGPTError as error:
-        yield Finding(f"bucket {address}", False, f"prevents push and pull; {error}")
+        prevents = "everything" if settings.place.kind == "gke" else "push and pull"
+        yield Finding(f"bucket {address}", False, f"prevents {prevents}; {error}")
 
 
 def _probe(store: Store) -> None:
@@ -93,17 +85,30 @@ def _embedded() -> Iterator[Finding]:
         yield Finding("vLLM's environment", False, f"prevents sampling, evaluation and promotion; {error}")
 
 
+def _cluster(settings: Settings) -> Iterator[Finding]:
+    if not importlib.util.find_spec("kubernetes"):
+        yield Finding("package kubernetes", False, "prevents training; pip install 'nothing-gpt[gcp]'")
+        return
+    from flows.doctor_gke import examine_gke
+
+    yield from examine_gke(settings)
+
+
 def _endpoints(settings: Settings) -> Iterator[Finding]:
-    place = LocalPlace(settings)
-    server, judge = place.running_server(), place.judge()
-    for what, url, served, prevents in (
-        ("vLLM", server.url, VLLM(server.url, server.api_key).models, "sampling, evaluation and promotion"),
-        ("judge", judge.connect(), lambda: asyncio.run(_served(judge)), "judging and evaluation"),
+    place, environment = settings.place, Environment()
+    serve_url, key = place.serve_url or environment.serve_url, environment.serve_api_key
+    vllm = VLLM(serve_url, key.get_secret_value() if key else None)
+    judge_url = place.judge_url or environment.openai_base_url
+    judge = Service(lambda: judge_url, settings.judge.model, settings.judge.model, environment.openai_api_key)
+    forward = f"; `kubectl -n {place.gke.namespace} port-forward service/vllm 8000` brings the cluster's here"
+    for what, url, served, prevents, hint in (
+        ("vLLM", serve_url, vllm.models, "sampling, evaluation and promotion", forward if place.kind == "gke" else ""),
+        ("judge", judge_url, lambda: asyncio.run(_served(judge)), "judging and evaluation", ""),
     ):
         try:
-            yield Finding(f"{what} {url}: serves {', '.join(list(served())[:5])}", True)
+            yield Finding(f"{what} {url}: serves {', '.join(list(within_limit(served))[:5])}", True)
         except NothingGPTError as error:
-            yield Finding(f"{what} {url}", False, f"prevents {prevents}; {error}")
+            yield Finding(f"{what} {url}", False, f"prevents {prevents}; {error}{hint}")
 
 
 async def _served(service: Service) -> list[str]:
