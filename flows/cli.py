@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ from nothing_gpt.loading import load_settings
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
 from nothing_gpt.report.terminal import closing_table
-from nothing_gpt.store import Store, open_store
+from nothing_gpt.store import Store
+from nothing_gpt.workshops import open_workshop
 
 EMBEDDED = Path(__file__).parents[1] / "deployments" / "embedded.yaml"
 RECOMMENDED = EMBEDDED.parent / "presets" / "recommended.yaml"
@@ -39,6 +41,8 @@ app = typer.Typer(
 )
 adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
+_servers = ExitStack()
+"""A Prefect server, where a command needs a block of it."""
 out = Console(highlight=False, soft_wrap=True)
 
 SettingsFiles = Annotated[
@@ -69,15 +73,17 @@ def run(
         _show_plan(settings, until)
         return
     groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
-    earlier = last_run(_store(settings))
+    store = _workshop(settings).store
+    earlier = last_run(store)
     with prefect_server(settings):
         from flows.dpo import dpo_pipeline
+        from tasks.results import kept
 
         try:
-            dpo_pipeline(**groups, until=until)
+            dpo_pipeline.with_options(**kept(settings.place))(**groups, until=until)
         finally:
-            if last_run(_store(settings)) != earlier:
-                _show_last_run(settings)
+            if last_run(store) != earlier:
+                _show_last_run(settings, store)
 
 
 @app.command()
@@ -94,7 +100,7 @@ def train(
 ) -> None:
     """Train alone: on any pairs, from any adapter. Go on where an earlier training stopped."""
     given = [*(overrides or []), *([f"place.base_model={json.dumps(base)}"] if base else [])]
-    settings = load_settings(settings_files, given, seed)
+    settings = _load(settings_files, given, seed=seed)
     if output and output.exists():
         raise FatalError(f"--out {output}: exists already and may be served; name a new folder")
     with prefect_server(settings):
@@ -116,10 +122,11 @@ def report(
 ) -> None:
     """Show the last run, and where its report page is."""
     settings = _load(settings_files, overrides)
+    store = _workshop(settings).store
     if as_json:
-        print(json.dumps(_last_summary(settings), indent=1))
+        print(json.dumps(_last_summary(store), indent=1))
     else:
-        _show_last_run(settings)
+        _show_last_run(settings, store)
 
 
 @app.command()
@@ -144,12 +151,14 @@ def serve(
 def doctor(
     settings_files: SettingsFiles = DEFAULT,
     overrides: Overrides = None,
-    place: Annotated[str | None, typer.Option(help="Short for --settings deployments/PLACE.yaml, before others.")] = None,
+    place: Annotated[
+        str | None, typer.Option(help="Short for --settings deployments/PLACE.yaml, before others.")
+    ] = None,
 ) -> None:
     """Check what is installed, reachable and missing, and what each lack prevents."""
+    settings = _load(_with_place(place, settings_files) if place else settings_files, overrides)
     from flows.doctor import examine
 
-    settings = _load(_with_place(place, settings_files) if place else settings_files, overrides)
     findings = examine(settings)
     for finding in findings:
         out.print(
@@ -173,31 +182,33 @@ def prune(
     from flows.prune import delete, unreferenced
 
     settings = _load(settings_files, overrides)
-    store = _store(settings)
-    found = unreferenced(Workshop(store, Path(settings.place.data) / "work"))
+    workshop = _workshop(settings)
+    found = unreferenced(workshop)
     for item in found:
         out.print(f"{item.bytes / 1e6:9.1f} MB  {item.name}", markup=False)
     if not found:
         say("nothing to prune")
     elif yes or typer.confirm(f"delete these {len(found)}, {sum(item.bytes for item in found) / 1e6:.1f} MB?"):
-        delete(store, found)
+        delete(workshop.store, found)
         say(f"deleted {len(found)}")
 
 
 @app.command()
 def push(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
-    """Copy a finished artifact into the bucket (place.bucket), verified."""
+    """Copy a finished artifact from the data folder (place.data) into the bucket (place.bucket), verified."""
+    settings = _load(settings_files, overrides)
     from flows.transfers import push
 
-    _say_copied(push(_load(settings_files, overrides), artifact))
+    _say_copied(push(settings, artifact))
 
 
 @app.command()
 def pull(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
-    """Copy a finished artifact out of the bucket (place.bucket), verified."""
+    """Copy a finished artifact from the bucket (place.bucket) into the data folder (place.data), verified."""
+    settings = _load(settings_files, overrides)
     from flows.transfers import pull
 
-    _say_copied(pull(_load(settings_files, overrides), artifact))
+    _say_copied(pull(settings, artifact))
 
 
 @adapters.command("list")
@@ -205,7 +216,7 @@ def list_adapters(settings_files: SettingsFiles = DEFAULT, overrides: Overrides 
     """List the promoted versions; the arrow marks the current one."""
     from nothing_gpt.serve.registry import read_registry
 
-    registry = read_registry(_store(_load(settings_files, overrides)))
+    registry = read_registry(_workshop(_load(settings_files, overrides)).store)
     table = Table("", "version", "name", "fingerprint", "digest", "accuracy", "win rate", box=None)
     for version in registry.versions:
         table.add_row(
@@ -236,7 +247,8 @@ def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = Non
 @exits_cleanly
 def main() -> None:
     """The program's entry."""
-    app()
+    with _servers:
+        app()
 
 
 def _with_place(place: str, files: list[Path]) -> list[Path]:
@@ -254,28 +266,34 @@ def _load(
     given = list(overrides or [])
     if prompts:
         given.append(f"prompts.paths={json.dumps([str(path) for path in prompts])}")
-    return load_settings(files, given, seed)
+    settings = load_settings(files, given, seed)
+    if settings.place.gcp_block:
+        _servers.enter_context(prefect_server(settings))
+    return settings
 
 
-def _store(settings: Settings) -> Store:
-    return open_store(str(Path(settings.place.data) / "store"))
+def _workshop(settings: Settings) -> Workshop:
+    if settings.place.gcp_block is None:
+        return open_workshop(settings.place)
+    from tasks.credentials import place_credentials
+
+    return open_workshop(settings.place, place_credentials(settings.place))
 
 
 def _say_copied(artifact: Artifact) -> None:
     say(f"{artifact.key} {'was already' if artifact.reused else 'is now'} in {artifact.uri}")
 
 
-def _last_summary(settings: Settings) -> dict[str, Any]:
-    store = _store(settings)
+def _last_summary(store: Store) -> dict[str, Any]:
     key = last_run(store)
     if key is None:
         raise FatalError(f"{store.uri}: no run yet; start one with `nothing-gpt run`")
     return json.loads(store.read(f"{key}/summary.json") or b"{}")
 
 
-def _show_last_run(settings: Settings) -> None:
-    summary = _last_summary(settings)
-    page = _store(settings).fetch(f"runs/{summary['run']}/report.html")
+def _show_last_run(settings: Settings, store: Store) -> None:
+    summary = _last_summary(store)
+    page = store.fetch(f"runs/{summary['run']}/report.html")
     shutil.copyfile(page, Path(settings.place.data) / "report.html")
     # Not softly: a soft-wrapped table is cut at the right edge.
     out.print(closing_table(summary, Path(settings.place.data) / "report.html"), soft_wrap=False)

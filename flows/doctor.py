@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.findings import Finding, within_limit
-from flows.transfers import bucket
 from nothing_gpt.config import EndpointSettings, Environment, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
 from nothing_gpt.store import Store, open_store
 from nothing_gpt.vllm_admin import VLLM
+from nothing_gpt.workshops import IN_BUCKET, bucket_workshop
+from tasks.credentials import place_credentials
 
 NEEDED_GIB = 2
 
@@ -60,15 +61,15 @@ def _data(data: Path) -> Iterator[Finding]:
 
 
 def _bucket(settings: Settings) -> Iterator[Finding]:
-    address = settings.place.bucket
-    if address is None:
+    place = settings.place
+    if place.bucket is None and place.kind not in IN_BUCKET:
         return
     try:
-        within_limit(lambda: _probe(bucket(settings).store))
-        yield Finding(f"bucket {address}", True)
+        within_limit(lambda: _probe(bucket_workshop(place, place_credentials(place)).store))
+        yield Finding(f"bucket {place.bucket}", True)
     except NothingGPTError as error:
-        prevents = "everything" if settings.place.kind == "gke" else "push and pull"
-        yield Finding(f"bucket {address}", False, f"prevents {prevents}; {error}")
+        prevents = "everything" if place.kind in IN_BUCKET else "push and pull"
+        yield Finding(f"bucket {place.bucket or ''}".rstrip(), False, f"prevents {prevents}; {error}")
 
 
 def _probe(store: Store) -> None:

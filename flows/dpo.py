@@ -25,6 +25,7 @@ from nothing_gpt.config import (
 from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.errors import FatalError
 from nothing_gpt.report.markdown import markdown
+from nothing_gpt.serve.registry import Version
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.generate_pairs import generate_pairs
@@ -75,7 +76,7 @@ def dpo_pipeline(
 
     Returns the run's summary. A failed gate ends the run in Failed, with the reasons.
     """
-    if place.kind == "local" and until in ("scripts", "base"):
+    if place.kind != "embedded" and until in ("scripts", "base"):
         raise FatalError(f"--until {until}: only the embedded place has this stage")
     settings = Settings(prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place)
     with open_place(settings) as engines:
@@ -86,6 +87,8 @@ def dpo_pipeline(
             result = record.stage(task.name, lambda: task(*inputs, return_state=True).result())
             if isinstance(result, Decision):
                 result.require()
+            else:
+                engines.name_copy(task.name, result.artifact if isinstance(result, Version) else result.key)
             if task.name == until:
                 raise _Reached
             return result

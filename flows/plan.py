@@ -4,6 +4,7 @@ The chain is walked with the same tasks until a stage finds no artifact; what fo
 estimated from the rows known by then.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class _LookOnly(Workshop):
     """A workshop that finds artifacts and makes none. One that lacks failed rows is taken as it is: whether another
     try would bring them is not known beforehand."""
 
-    def _make(self, stage: Stage, fingerprint: str, *_: Any, **__: Any) -> Artifact:
+    def _have(self, stage: Stage, fingerprint: str, bring: Callable[[], Artifact]) -> Artifact:
         if found := self.find(stage.name, fingerprint):
             return found
         raise _ToDo

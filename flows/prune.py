@@ -74,19 +74,12 @@ def _referenced(workshop: Workshop) -> set[str]:
 def _stored(workshop: Workshop) -> Callable[[str], Item]:
     def item(folder: str) -> Item:
         keys = list(workshop.store.list(folder))
-        size = sum(_size(workshop.store, key) for key in keys)
+        size = sum(workshop.store.size(key) or 0 for key in keys)
         # The manifest goes first: from then on the artifact is gone, not damaged.
         ordered = sorted(keys, key=lambda key: not key.endswith(MANIFEST))
         return Item(folder, size, lambda: [workshop.store.delete(key) for key in ordered])
 
     return item
-
-
-def _size(store: Store, key: str) -> int:
-    try:
-        return store.fetch(key).stat().st_size
-    except FileNotFoundError:  # gone since it was listed
-        return 0
 
 
 def _scratch(work: Path) -> Iterator[Item]:

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nothing_gpt.adapters import CONFIG
-from nothing_gpt.artifacts import Manifest, Workshop
+from nothing_gpt.artifacts import Artifact, Manifest, Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.errors import FatalError
@@ -27,8 +26,8 @@ def serve_current(settings: Settings, port: int) -> Iterator[str]:
             raise FatalError("serve: this place has a vLLM of its own, which serves already; see place.serve_url")
         workshop = place.workshop
         current = _current(place)
-        base = workshop.store.fetch(f"{_base(workshop, current.artifact)}/config.json").parent
-        adapter = workshop.store.fetch(f"{current.artifact}/{CONFIG}").parent
+        base = workshop.folder(_found(workshop, _base(workshop, current.artifact)))
+        adapter = workshop.folder(_found(workshop, current.artifact))
         with LocalVLLM(base, place.logs / "serve.log", port=port) as server:
             VLLM(server.base_url).load(current.name, str(adapter))
             yield server.base_url
@@ -45,9 +44,11 @@ def roll_back_current(settings: Settings) -> Version | None:
         if not isinstance(place, LocalPlace):  # its server lives no longer than a run
             return roll_back_unserved(workshop.store)
         made = _manifest(workshop, current.artifact)
-        start = workshop.store.fetch(f"{made.lineage['adapter']}/{CONFIG}").parent
-        validation = read_pairs(workshop.store.fetch(f"{made.lineage['pairs']}/val.jsonl"))
-        return roll_back(workshop.store, start, place.running_server(), validation[0]["prompt"])
+        start = workshop.folder(_found(workshop, made.lineage["adapter"]))
+        validation = read_pairs(workshop.file(_found(workshop, made.lineage["pairs"]), "val.jsonl"))
+        version = roll_back(workshop, start, place.running_server(), validation[0]["prompt"])
+        place.name_copy("promote", version.artifact if version else None)
+        return version
 
 
 def _current(place: Place) -> Version:
@@ -66,5 +67,16 @@ def _base(workshop: Workshop, adapter: str) -> str:
 def _manifest(workshop: Workshop, key: str) -> Manifest:
     manifest = workshop.manifest(key)
     if manifest is None:
-        raise FatalError(f"{key} is gone from the store; run `nothing-gpt run` to make it again")
+        raise _gone(key)
     return manifest
+
+
+def _found(workshop: Workshop, key: str) -> Artifact:
+    found = workshop.find(*key.split("/", 1))
+    if found is None:
+        raise _gone(key)
+    return found
+
+
+def _gone(key: str) -> FatalError:
+    return FatalError(f"{key} is gone from the store, or damaged; run `nothing-gpt run` to make it again")

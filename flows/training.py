@@ -14,7 +14,7 @@ from nothing_gpt.artifacts import Artifact, Stage
 from nothing_gpt.config import PlaceSettings, Settings, TrainingSettings
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.results import training_metrics
-from tasks.place import Models, Place, known_base
+from tasks.place import Models, Place, known_base, make_place
 from tasks.train import train
 
 GIVEN_PAIRS = Stage("given-pairs", 1)
@@ -37,7 +37,7 @@ def training_pipeline(
         read_pairs(data / name)
     base = known_base(place.base_model or validate_adapter(adapter).base, place.base_revision)
     # Not validated as a whole: what a chain needs beside these two groups, training alone does not.
-    with Place(Settings.model_construct(training=training, place=place)) as engines:
+    with make_place(Settings.model_construct(training=training, place=place)) as engines:
         start = engines.workshop.adopt(GIVEN_ADAPTER, {name: adapter / name for name in (CONFIG, WEIGHTS)})
         trained: Artifact = train(
             engines, Models(base, start), _adopted_pairs(engines, data), return_state=True

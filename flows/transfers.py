@@ -1,51 +1,23 @@
-"""Artifacts moved between this place's own store and its bucket, which other machines see too."""
+"""Artifacts moved between the data folder and the place's bucket, which other machines see too.
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+A place that keeps its results in the bucket has in the data folder only what another place made there, or what was
+pulled: a chain that began on one machine goes on in the bucket, and the other way round.
+"""
 
-from flows.server import prefect_server
-from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.artifacts import Artifact
 from nothing_gpt.config import Settings
-from nothing_gpt.errors import FatalError
-from nothing_gpt.store import open_store
 from nothing_gpt.transfer import copy
-
-if TYPE_CHECKING:
-    from google.auth.credentials import Credentials
+from nothing_gpt.workshops import bucket_workshop, folder_workshop
+from tasks.credentials import place_credentials
 
 
 def push(settings: Settings, key: str) -> Artifact:
     """The artifact in the bucket; `copy` says when it is, and what is raised."""
-    return copy(key, _own(settings), bucket(settings))
+    place = settings.place
+    return copy(key, folder_workshop(place), bucket_workshop(place, place_credentials(place)))
 
 
 def pull(settings: Settings, key: str) -> Artifact:
-    """The artifact in the place's own store; `copy` says when it is, and what is raised."""
-    return copy(key, bucket(settings), _own(settings))
-
-
-def bucket(settings: Settings) -> Workshop:
-    """The workshop of the place's bucket.
-
-    Raises:
-        FatalError: the place has none, there are no credentials for it, or it cannot be used.
-        TransientError: it cannot be reached.
-    """
-    data = Path(settings.place.data)
-    if settings.place.bucket is None:
-        raise FatalError("place.bucket: not set; give gs://BUCKET/PREFIX in the settings or with --set")
-    return Workshop(open_store(settings.place.bucket, _credentials(settings), data / "cache"), data / "work")
-
-
-def _own(settings: Settings) -> Workshop:
-    data = Path(settings.place.data)
-    return Workshop(open_store(str(data / "store")), data / "work")
-
-
-def _credentials(settings: Settings) -> "Credentials | None":
-    if settings.place.gcp_block is None:
-        return None
-    with prefect_server(settings):
-        from tasks.credentials import block_credentials
-
-        return block_credentials(settings.place.gcp_block)
+    """The artifact in the data folder; `copy` says when it is, and what is raised."""
+    place = settings.place
+    return copy(key, bucket_workshop(place, place_credentials(place)), folder_workshop(place))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +111,35 @@ class Workshop:
         Raises:
             FatalError: the local folder or the store cannot be written. Whatever `build` raises.
         """
-        fingerprint = digest(
-            {
-                "stage": stage.name,
-                "version": stage.version,
-                "settings": dict(settings),
-                "inputs": {name: artifact.digest for name, artifact in inputs.items()},
-            }
-        )[:16]
+        fingerprint = fingerprint_of(stage, settings, inputs)
+        return self._have(stage, fingerprint, lambda: self._make(stage, fingerprint, settings, inputs, build))
+
+    def made_elsewhere(
+        self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], ask: Callable[[str], None]
+    ) -> Artifact:
+        """As `make`, but by another machine with the same store, which holds the lease meanwhile: `ask` is given the
+        fingerprint, has it made, and returns when it should be there.
+
+        Raises:
+            FatalError: it is not there, or not whole. Whatever `ask` raises.
+        """
+        fingerprint = fingerprint_of(stage, settings, inputs)
+
+        def bring() -> Artifact:
+            ask(fingerprint)
+            found = self.find(stage.name, fingerprint)
+            if found is None:
+                raise FatalError(
+                    f"{self.store.uri}/{stage.name}/{fingerprint}: its Job ended with exit code 0, but there is no "
+                    "whole artifact; look at the Job's log, delete the Job, and run again"
+                )
+            return replace(found, reused=False)
+
+        return self._have(stage, fingerprint, bring)
+
+    def _have(self, stage: Stage, fingerprint: str, bring: Callable[[], Artifact]) -> Artifact:
         found = self.find(stage.name, fingerprint)
-        if found and not self._failed(found):
-            return found
-        return self._make(stage, fingerprint, settings, inputs, build)
+        return found if found and not self._failed(found) else bring()
 
     def _make(
         self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build
@@ -237,6 +254,18 @@ class Workshop:
         self.store.write(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         shutil.rmtree(folder, ignore_errors=True)
         return Artifact(self.store.uri, stage.name, fingerprint, manifest.digest)
+
+
+def fingerprint_of(stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+    """What names an artifact: a digest of the stage and all that it is made from (16 hexadecimal digits)."""
+    return digest(
+        {
+            "stage": stage.name,
+            "version": stage.version,
+            "settings": dict(settings),
+            "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        }
+    )[:16]
 
 
 @contextmanager

@@ -28,6 +28,14 @@ Run = Callable[[str, Sequence[str], Mapping[str, str], Path], None]
 """Runs one of our modules, `python -m name arguments`, with an environment added and its output in a log, wherever that
 is; `jobs` has the ways."""
 
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Environment in which the libraries that train leave the talking to us."""
+
 
 class Child:
     """One running command, its output in `log`; leaving the `with` block ends it and everything it started.

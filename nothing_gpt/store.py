@@ -47,8 +47,16 @@ class Store(Protocol):
         """A local file with the object's bytes, not to be changed. Raises FileNotFoundError where there is none."""
         ...
 
+    def size(self, key: str) -> int | None:
+        """The object's size (bytes), or None where there is no such object."""
+        ...
+
     def write(self, key: str, data: bytes) -> None:
         """Writes the object."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Writes one object's bytes to another. Raises FileNotFoundError where there is none."""
         ...
 
     def stream(self, key: str, pieces: Iterable[bytes]) -> None:
@@ -126,8 +134,15 @@ class FolderStore:
             raise FileNotFoundError(key)
         return path
 
+    def size(self, key: str) -> int | None:
+        path = self.root / key
+        return path.stat().st_size if path.is_file() else None
+
     def write(self, key: str, data: bytes) -> None:
         self.stream(key, [data])
+
+    def copy(self, source: str, target: str) -> None:
+        self.upload(self.fetch(source), target)
 
     def stream(self, key: str, pieces: Iterable[bytes]) -> None:
         with self._replacing(key) as file:

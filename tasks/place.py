@@ -10,19 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from nothing_gpt.adapters import CONFIG, Base, adapter_digest
-from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
+from nothing_gpt.artifacts import Artifact
 from nothing_gpt.checkpoints import base_identity
 from nothing_gpt.config import Environment, Settings
+from nothing_gpt.dpo import train as training
+from nothing_gpt.dpo.order import train_elsewhere
 from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.local import run_module
+from nothing_gpt.named_copies import name_copy
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
 from nothing_gpt.serve.registry import read_registry
-from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
+from nothing_gpt.workshops import open_workshop
+from tasks.credentials import place_credentials
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,8 @@ class Place:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        data = Path(settings.place.data)
-        self.workshop = Workshop(open_store(str(data / "store")), data / "work")
-        self.logs = data / "logs"
+        self.workshop = open_workshop(settings.place, place_credentials(settings.place))
+        self.logs = Path(settings.place.data) / "logs"
         self.environment = Environment()
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -64,6 +67,13 @@ class Place:
     def judge(self) -> Service:
         """The judge's endpoint."""
         raise NotImplementedError
+
+    def train(self, models: Models, pairs: Artifact) -> Artifact:
+        """The adapter trained on the pairs. Raises as `nothing_gpt.dpo.train.train`."""
+        return training.train(self.workshop, pairs, models.start, models.base, self.settings.training, self.run)
+
+    def name_copy(self, stage: str, key: str | None) -> None:
+        """Keeps the guide's name for a stage's artifact up to date, where others see it (see `named_copies.py`)."""
 
     def start(self, sft: Artifact) -> Artifact:
         """What the round starts from: the SFT adapter, or the promoted version that `training.starting_version` names.
@@ -110,7 +120,7 @@ class EmbeddedPlace(Place):
             name = self.settings.sampling.model
             if self._vllm is None:
                 self._vllm = self._stack.enter_context(LocalVLLM(Path(models.base.location), self.logs / "vllm.log"))
-                current = current_folder(self.workshop.store, self.workshop.folder(models.start))
+                current = current_folder(self.workshop, self.workshop.folder(models.start))
                 VLLM(self._vllm.base_url).load(name, str(current))
             return Server(self._vllm.base_url, name, Path(models.base.location))
 
@@ -155,11 +165,31 @@ class LocalPlace(Place):
         """The two files of the user's SFT adapter."""
         place = self.settings.place
         folder = Path(place.sft_adapter) if place.sft_adapter else self.environment.sft_adapter_path
-        return {name: folder / name for name in (CONFIG, "adapter_model.safetensors")}
+        return {name: folder / name for name in (CONFIG, WEIGHTS)}
 
     def base(self) -> Base:
         """The user's base model. Raises FatalError as `known_base`."""
         return known_base(self.settings.place.base_model or "", self.settings.place.base_revision)
+
+
+class GKEPlace(LocalPlace):
+    """As local, but all results are in the bucket, for every machine, and training is a Job on a GKE cluster. vLLM must
+    see the data folder under the same path: what it loads is fetched there."""
+
+    def train(self, models: Models, pairs: Artifact) -> Artifact:
+        return train_elsewhere(self.workshop, pairs, models.start, models.base, self.settings.training, self.run_job)
+
+    def run_job(self, fingerprint: str) -> None:
+        """Has the order for `train/<fingerprint>` fulfilled by a Job. Raises as `GKE.run`."""
+        # Imported here: they need an extra.
+        from nothing_gpt.jobs.gke import GKE  # pyright: ignore[reportMissingImports]
+        from nothing_gpt.jobs.image import image  # pyright: ignore[reportMissingImports]
+
+        gke = self.settings.place.gke
+        GKE(gke).run(fingerprint, self.workshop.store.uri, gke.image or image(gke))
+
+    def name_copy(self, stage: str, key: str | None) -> None:
+        name_copy(self.workshop, stage, key)
 
 
 def known_base(location: str, revision: str | None) -> Base:
@@ -182,18 +212,24 @@ def known_base(location: str, revision: str | None) -> Base:
     return Base(str(folder), base_identity(location, None))
 
 
+def make_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
+    """The place that the settings name. Raises as `open_workshop` and `place_credentials`."""
+    places = {"embedded": EmbeddedPlace, "gke": GKEPlace}
+    return places.get(settings.place.kind, LocalPlace)(settings)
+
+
 def open_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
-    """The place that the settings name.
+    """The place that the settings name, for a run in it.
 
     Raises:
-        FatalError: the data folder cannot be used, or the adapter that is current there belongs to another place, whose
+        FatalError: its store cannot be used, or the adapter that is current there belongs to another place, whose
             base model it fits and whose server serves it.
     """
-    place = EmbeddedPlace(settings) if settings.place.kind == "embedded" else LocalPlace(settings)
+    place = make_place(settings)
     current = read_registry(place.workshop.store).current_version
     if current and current.place != settings.place.kind:
         raise FatalError(
-            f"{current.name} version {current.version} in {settings.place.data} was promoted in place {current.place}; "
-            "give its settings with --settings, or use another place.data"
+            f"{current.name} version {current.version} in {place.workshop.store.uri} was promoted in place "
+            f"{current.place}; give its settings with --settings, or use another place.data or place.bucket"
         )
     return place

@@ -23,7 +23,7 @@ def promote(place: Place, models: Models, candidate: Artifact, evaluation: Artif
     answered = [row["prompt"] for row in compared if row["reference"] and row["candidate"]]
     longest = max(answered or [compared[0]["prompt"]], key=lambda prompt: sum(len(turn["content"]) for turn in prompt))
     return library.promote(
-        workshop.store,
+        workshop,
         library.Candidate(
             folder,
             candidate.key,

@@ -1,8 +1,8 @@
 """A Cloud Storage server with one bucket, and with the faults that a test asks for.
 
 It is a real HTTP server for the part of the JSON API that google-cloud-storage uses for objects: uploads in one request
-and resumable ones, downloads with ranges, listings in pages, preconditions, CRC32C. Objects are files in a folder. It
-knows no credentials, versions, copies or access lists.
+and resumable ones, downloads with ranges, copies, listings in pages, preconditions, CRC32C. Objects are files in a
+folder. It knows no credentials, versions or access lists.
 """
 
 import base64
@@ -98,7 +98,7 @@ class FakeGCS:
         self.uploads: dict[str, Stored] = {}
         self.faults: dict[str, Sequence[Fault]] = {}
         self.requests: list[str] = []
-        """Operations in the order in which they came: insert, start, chunk, get, download, list, delete."""
+        """Operations in the order in which they came: insert, start, chunk, copy, get, download, list, delete."""
         self.tokens: set[str] = set()
         """The credentials that came with the requests."""
         self.exists = True
@@ -225,7 +225,18 @@ class Handler(BaseHTTPRequestHandler):
         given = self.query.get("ifGenerationMatch")
         return None if given is None else int(given)
 
+    def _copy(self, target: str) -> None:
+        self._begins("copy")
+        stored = self.fake.new(target, {}, self._condition())
+        stored.add(self.fake.find(self.name).content)
+        self.fake.finish(stored)
+        sizes = dict.fromkeys(("totalBytesRewritten", "objectSize"), str(stored.size))
+        self._reply(200, {"done": True, "resource": stored.resource(), **sizes})
+
     def _insert(self) -> None:
+        if copied := re.fullmatch(rf"(.+)/rewriteTo/b/{BUCKET}/o/(.+)", self.name):
+            self.name = copied[1]
+            return self._copy(copied[2])
         resumable = self.query["uploadType"] == "resumable"
         self._begins("start" if resumable else "insert")
         body = self._body()

@@ -42,6 +42,15 @@ def test_an_uploaded_file_is_read(store: Store, tmp_path: Path) -> None:
     assert store.read("big") == b"x" * 9_000_000
 
 
+def test_a_copied_object_has_the_same_bytes_and_stays_when_the_first_is_gone(store: Store) -> None:
+    store.write("a/key", b"bytes")
+    store.copy("a/key", "b/c/key")
+    store.delete("a/key")
+    assert (store.read("b/c/key"), store.size("b/c/key"), store.size("a/key")) == (b"bytes", 5, None)
+    with pytest.raises(FileNotFoundError):
+        store.copy("a/key", "b/d")
+
+
 def test_keys_are_listed_sorted_below_a_folder(store: Store) -> None:
     for key in ("a/z", "a/b/c", "a/b.txt", "ab", "a/b-c/d"):
         store.write(key, b"")

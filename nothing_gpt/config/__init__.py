@@ -31,10 +31,12 @@ class Settings(Group):
     place: PlaceSettings = PlaceSettings()
 
     @model_validator(mode="after")
-    def _local_brings_its_own(self) -> Self:
-        if self.place.kind == "local" and not self.prompts.paths:
+    def _other_places_bring_their_own(self) -> Self:
+        if self.place.kind == "embedded":
+            return self
+        if not self.prompts.paths:
             raise ValueError("prompts.paths is empty; give --prompts FILE, or use place.kind=embedded")
-        if self.place.kind == "local" and not self.place.base_model:
+        if not self.place.base_model:
             raise ValueError("place.base_model is empty; name the base model that the SFT adapter belongs to")
         return self
 

@@ -3,25 +3,29 @@
     SFT_ADAPTER_PATH=... ADAPTER_PATH=... DPO_DATA_PATH=... python -m nothing_gpt.dpo.train [--settings FILE]...
 
 reads `train.jsonl` and `val.jsonl` in DPO_DATA_PATH and publishes the adapter in ADAPTER_PATH, with `metrics.json`, the
-per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. The policy is the starting adapter, the
-reference TRL's own frozen copy of it. Before the first update the loss must be that of a policy that equals its
-reference: otherwise it stops. Killed or preempted, it goes on from the newest whole checkpoint of the same run. It
-trains one adapter on one device.
+per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. A Job's container runs it with `--store
+gs://BUCKET/PREFIX --job FINGERPRINT [--work FOLDER]`: then it does what an order in the store says (`order.py`), and
+publishes there. The policy is the starting adapter, the reference TRL's own frozen copy of it. Before the first update
+the loss must be that of a policy that equals its reference: otherwise it stops. Killed or preempted, it goes on from
+the newest whole checkpoint of the same run. It trains one adapter on one device.
 """
 
 import argparse
 import json
+import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest, changed_share, save_adapter, validate_adapter
-from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.checkpoints import (
     COMPLETE,
     FOLDER,
@@ -35,13 +39,14 @@ from nothing_gpt.checkpoints import (
     surviving_store,
 )
 from nothing_gpt.config import Environment, TrainingSettings
+from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
 from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate, loss_at_reference
 from nothing_gpt.policy import load_policy, load_tokenizer, train_in_float32
 from nothing_gpt.preferences import read_pairs
-from nothing_gpt.processes import Run
+from nothing_gpt.processes import QUIET, Run
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest, file_digest, write_jsonl
 from nothing_gpt.store import Store, open_store, reporting_disk
@@ -52,12 +57,9 @@ from nothing_gpt.training_figures import KEY_METRICS, final_figures, out_of_memo
 if TYPE_CHECKING:
     from nothing_gpt.trainers import PreferenceTrainer
 
-STAGE = Stage("train", 2)
 METRICS = "metrics.json"
 STEPS = "steps.jsonl"
 TRACKING = "tracking"
-UNFINGERPRINTED = {"starting_version", "save_steps", "logging_steps", "eval_steps", "per_device_eval_batch_size"}
-"""Settings that change how training is watched, and not what comes of it; the starting adapter is an input."""
 OURS = {"starting_version", "quantization", "loss_type", "sft_weight", "label_smoothing", "long_pairs", "max_length"}
 """Settings that TRL's configuration does not have, or that it is given in another form."""
 
@@ -93,8 +95,7 @@ def train(
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return {"rows": metrics["train_pairs"], "steps": metrics["steps"]}
 
-    fingerprinted = settings.model_dump(exclude=UNFINGERPRINTED) | {"base": base.identity}
-    made = workshop.make(STAGE, fingerprinted, {"pairs": pairs, "adapter": adapter}, build)
+    made = workshop.make(STAGE, fingerprinted(settings, base), {"pairs": pairs, "adapter": adapter}, build)
     Checkpoints(workshop.work, workshop.store, made.fingerprint).clear()
     return made
 
@@ -119,14 +120,31 @@ class Training:
 
 @exits_cleanly
 def main() -> None:
-    """The program: one training, from environment variables, settings files and three options."""
+    """The program: one training, from environment variables, settings files and options, or from an order."""
     signal.signal(signal.SIGTERM, stop_at_once)
+    _program(sys.argv[1:])
+
+
+def _in_this_process(_: str, arguments: Sequence[str], environment: Mapping[str, str], __: Path) -> None:
+    """The training process as a `Run` without a process: where a container is stopped, its first one alone is told."""
+    os.environ.update({**QUIET, **environment})
+    _program(arguments)
+
+
+def _program(given: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="DPO training of one adapter.")
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for checkpoints; default: beside ADAPTER_PATH")
     parser.add_argument("--store", help="address of a store for copies of the checkpoints; default: none")
     parser.add_argument("--run", help="the run's fingerprint; default: made of data, adapter, base and settings")
-    arguments = parser.parse_args()
+    parser.add_argument("--job", metavar="FINGERPRINT", help="do what the order in the store says, and publish there")
+    arguments = parser.parse_args(given)
+    if arguments.job:
+        if not arguments.store:
+            parser.error("--job needs --store")
+        work = arguments.work or Path(tempfile.mkdtemp(prefix="nothing-gpt-"))
+        fulfil(arguments.store, arguments.job, work, partial(train, run=_in_this_process))
+        return
     environment = Environment()
     settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nothing_gpt.errors import FatalError, Killed, TransientError
-from nothing_gpt.processes import Child
+from nothing_gpt.processes import QUIET, Child
 from nothing_gpt.progress import CHILD, Relay
 
 
@@ -18,16 +18,9 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
         Killed: it was ended by SIGKILL, as the kernel does where memory runs out.
         FatalError: it failed; the message is its own last line.
     """
-    quiet = {
-        CHILD: "1",
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
     command = [sys.executable, "-m", module, *arguments]
-    with Relay() as relay, Child(command, log, env={**quiet, **environment}) as child:
+    variables = {**QUIET, CHILD: "1", "PYTHONUNBUFFERED": "1", **environment}
+    with Relay() as relay, Child(command, log, env=variables) as child:
         code = child.wait(on_line=relay)
         last = next((line for line in reversed(child.tail(20)) if line.startswith("error: ")), None)
     if code == TransientError.exit_code:

@@ -12,8 +12,8 @@ from typing import Any
 
 import openai
 
-from nothing_gpt.adapters import CONFIG, adapter_digest, changed_share, validate_adapter
-from nothing_gpt.artifacts import lease
+from nothing_gpt.adapters import adapter_digest, changed_share, validate_adapter
+from nothing_gpt.artifacts import Workshop, lease
 from nothing_gpt.endpoint import classify
 from nothing_gpt.errors import FatalError, NothingGPTError
 from nothing_gpt.records import Message
@@ -57,13 +57,25 @@ def is_current(store: Store, folder: Path) -> Version | None:
     return current if current and current.digest == adapter_digest(folder) else None
 
 
-def current_folder(store: Store, start: Path) -> Path:
+def current_folder(workshop: Workshop, start: Path) -> Path:
     """Folder of the adapter that the stable name stands for: the current version's, else the starting one's."""
-    return _folder(store, read_registry(store).current_version, start)
+    return version_folder(workshop, read_registry(workshop.store).current_version, start)
+
+
+def version_folder(workshop: Workshop, version: Version | None, start: Path) -> Path:
+    """Folder of a version's adapter; None: the starting one's. Raises FatalError where its files are gone."""
+    if version is None:
+        return start
+    found = workshop.find(*version.artifact.split("/", 1))
+    if found is None:
+        raise FatalError(
+            f"{version.name} version {version.version}: its files ({version.artifact}) are gone from the store"
+        )
+    return workshop.folder(found)
 
 
 def promote(
-    store: Store, candidate: Candidate, start: Path, server: Server, conversation: Sequence[Message]
+    workshop: Workshop, candidate: Candidate, start: Path, server: Server, conversation: Sequence[Message]
 ) -> Version:
     """Serves the candidate under the stable name and records it, if it is not the current version already. `start` is
     the adapter that it was trained from, and also what the stable name falls back to while nothing is promoted.
@@ -74,6 +86,7 @@ def promote(
             another promotion came first. The former adapter then serves as before.
         TransientError: the server does not answer.
     """
+    store = workshop.store
     registry = read_registry(store)
     validate_adapter(candidate.folder, server.base)
     if changed_share(start, candidate.folder) == 0:
@@ -92,22 +105,23 @@ def promote(
     with lease(store, LEASE):
         if already := is_current(store, candidate.folder):  # promoted before, maybe by another run just now
             registry = after = read_registry(store)
-        _switch(store, registry, after, candidate.folder, start, server, conversation)
+        _switch(workshop, registry, after, candidate.folder, start, server, conversation)
     return already or after.versions[-1]
 
 
-def roll_back(store: Store, start: Path, server: Server, conversation: Sequence[Message]) -> Version | None:
+def roll_back(workshop: Workshop, start: Path, server: Server, conversation: Sequence[Message]) -> Version | None:
     """Makes the version that the current one replaced current again, on the server too; returns it (None: the starting
     adapter).
 
     Raises:
         FatalError: nothing is promoted, or as `promote`.
     """
-    registry = read_registry(store)
+    registry = read_registry(workshop.store)
     after = rolled_back(registry)
     target = after.current_version
-    with lease(store, LEASE):
-        _switch(store, registry, after, _folder(store, target, start), start, server, conversation)
+    with lease(workshop.store, LEASE):
+        folder = version_folder(workshop, target, start)
+        _switch(workshop, registry, after, folder, start, server, conversation)
     return target
 
 
@@ -121,7 +135,7 @@ def roll_back_unserved(store: Store) -> Version | None:
 
 
 def _switch(
-    store: Store,
+    workshop: Workshop,
     registry: Registry,
     after: Registry,
     folder: Path,
@@ -131,7 +145,7 @@ def _switch(
 ) -> None:
     """Swaps the stable name to `folder`, proves it, and writes `after` in place of `registry`; on any failure the
     stable name goes back to what the store's registry says."""
-    unchanged(store, registry)
+    unchanged(workshop.store, registry)
     admin = VLLM(server.url, server.api_key)
     served = admin.models()
     versioned = versioned_name(server.name, adapter_digest(folder))
@@ -149,24 +163,13 @@ def _switch(
         now = _answer(server, server.name, conversation)
         if not _alike(now, proof, FIRST_TOKENS) or (before and _alike(now, before, PROOF_TOKENS)):
             raise FatalError(f"promote: after the switch {server.name!r} does not answer as the new adapter does")
-        swap(store, registry, after)
+        swap(workshop.store, registry, after)
     except BaseException as failure:
         try:
-            admin.load(server.name, str(current_folder(store, start)), in_place=True)
+            admin.load(server.name, str(current_folder(workshop, start)), in_place=True)
         except NothingGPTError as error:
             raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
         raise
-
-
-def _folder(store: Store, version: Version | None, start: Path) -> Path:
-    if version is None:
-        return start
-    try:
-        return store.fetch(f"{version.artifact}/{CONFIG}").parent
-    except FileNotFoundError:
-        raise FatalError(
-            f"{version.name} version {version.version}: its files ({version.artifact}) are gone from the store"
-        ) from None
 
 
 def versioned_name(name: str, digest: str) -> str:

@@ -53,7 +53,7 @@ def prompts_file(folder: Path, count: int) -> Path:
         ("training.beta=11", "training.beta: input should be less than or equal to 10 (given: 11)"),
         ("sampling.num_completions=1", "sampling.num_completions: input should be greater than or equal to 2"),
         ("training.beta=much", "training.beta: input should be a valid number"),
-        ("place.kind=cloud", "place.kind: input should be 'embedded' or 'local'"),
+        ("place.kind=cloud", "place.kind: input should be 'embedded', 'local', 'gke' or 'modal'"),
         ("beta=0.1", "--set beta=0.1: write it as group.key=value"),
         ("training.beta", "--set training.beta: write it as group.key=value"),
         ("training.beta=[", "--set training.beta=[: the value is not YAML"),

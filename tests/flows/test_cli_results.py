@@ -235,12 +235,12 @@ def test_nothing_is_deleted_where_a_run_began_before_the_answer(
 def test_a_file_that_is_gone_since_it_was_listed_is_skipped(
     program: Call, work: Workshop, rubbish: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch = FolderStore.fetch
+    size = FolderStore.size
 
-    def vanishing(store: FolderStore, key: str) -> Path:
+    def vanishing(store: FolderStore, key: str) -> int | None:
         if key.startswith("journal/"):
             store.delete(key)
-        return fetch(store, key)
+        return size(store, key)
 
-    monkeypatch.setattr(FolderStore, "fetch", vanishing)
+    monkeypatch.setattr(FolderStore, "size", vanishing)
     assert "deleted 4" in program("prune", "--yes").err

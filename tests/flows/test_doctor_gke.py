@@ -20,7 +20,6 @@ from nothing_gpt.errors import NothingGPTError, TransientError
 from tests.fake_endpoint import FakeEndpoint, running
 from tests.fake_gcs import FakeGCS
 from tests.flows.conftest import Call
-from tests.flows.test_cli import local, prompts_file
 
 JOB = """
 spec:
@@ -71,6 +70,9 @@ class FakeCluster(ThreadingHTTPServer):
             }
         )
         super().__init__(("127.0.0.1", 0), Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client may give up at any time."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -277,37 +279,70 @@ def test_a_silent_cluster_is_waited_for_once(
     cluster_api.silent.set()
 
 
-def test_a_silent_bucket_does_not_hold_the_doctor_up(
-    program: Call, cluster_api: Contents, manifest: Path, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(findings, "LIMIT_S", 0.5)
-    answer = threading.Event()
-    gcs.faults["get"] = gcs.faults["list"] = [lambda: answer.wait(60)] * 9
-    ended = program("doctor", "--place", "gke", "--set", "place.bucket=gs://bucket/runs")
-    assert "MISSING  bucket gs://bucket/runs: prevents everything; no answer within" in ended.out
-    answer.set()
-
-
-def test_the_program_checks_all_of_the_place(
+@pytest.fixture
+def doctor(
     program: Call, tmp_path: Path, cluster_api: Contents, manifest: Path, gcs: FakeGCS, fake: FakeEndpoint,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> Call:  # fmt: skip
+    """The program's command, where nothing is missing."""
     monkeypatch.setattr("flows.doctor._packages", list)
     values = {
         "place.serve_url": fake.url,
         "place.judge_url": fake.url,
         "judge.model": "fake",
         "place.bucket": "gs://bucket/runs",
+        "place.base_model": "some/base",
+        "place.base_revision": "c0ffee",
         "place.gke": json.dumps({"image": "image@sha256:0", "manifest": str(manifest)}),
     }
     options = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    given = [*local(prompts_file(tmp_path, 5)), *options]
-    ended = program("doctor", *given, "--place", "gke")
+    return lambda *others: program("doctor", "--place", "gke", *options, *others)
+
+
+def test_the_program_checks_all_of_the_place(doctor: Call, fake: FakeEndpoint) -> None:
+    ended = doctor()
     assert (ended.code, ended.err) == (0, ""), ended.out
     for line in ("bucket gs://bucket/runs", "secret hf-secret", "service account trainer", f"judge {fake.url}"):
         assert f"ok       {line}" in ended.out
-    away = program("doctor", *given, "--place", "gke", "--set", "place.serve_url=http://127.0.0.1:1/v1")
-    assert "`kubectl -n nothing-gpt port-forward service/vllm 8000`" in away.out
+
+
+def test_a_silent_bucket_does_not_hold_the_doctor_up(
+    doctor: Call, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "LIMIT_S", 0.5)
+    answer = threading.Event()
+    gcs.faults = {operation: [lambda: answer.wait(60)] * 9 for operation in ("get", "download", "list", "insert")}
+    assert "MISSING  bucket gs://bucket/runs: prevents everything; no answer within" in doctor().out
+    answer.set()
+
+
+def test_where_vllm_is_in_the_cluster_the_command_brings_it_here(doctor: Call) -> None:
+    ended = doctor("--set", "place.serve_url=http://127.0.0.1:1/v1")
+    assert "`kubectl -n nothing-gpt port-forward service/vllm 8000` brings the cluster's here" in ended.out
+
+
+def test_a_judge_whose_address_is_none_is_one_line(doctor: Call) -> None:
+    (line,) = [line for line in doctor("--set", "place.judge_url=nowhere").out.splitlines() if "MISSING" in line]
+    assert line.startswith("MISSING  judge nowhere: prevents judging and evaluation; ")
+
+
+def test_the_place_s_own_settings_are_what_is_to_be_filled_in(
+    program: Call, cluster_api: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untouched, they say so line by line; a mistake in them would be one line and no check at all."""
+    monkeypatch.setattr("flows.doctor._packages", list)
+    for address in ("SERVE_URL", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(address, "http://127.0.0.1:1/v1")
+    lines = program("doctor", "--place", "gke").out
+    assert (
+        "MISSING  bucket gs://BUCKET/PREFIX: prevents everything; gs://BUCKET/PREFIX: no address of a bucket" in lines
+    )
+
+
+def test_a_place_without_settings_of_its_own_is_one_line(program: Call) -> None:
+    assert program("doctor", "--place", "moon").error == (
+        "--place moon: no settings for it (embedded, gke have some); give them with --settings"
+    )
 
 
 def test_a_check_hands_on_what_it_returns_and_raises() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from nothing_gpt.adapters import CONFIG, WEIGHTS
+from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.errors import NothingGPTError
 from nothing_gpt.records import Message
 from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back
@@ -24,7 +26,7 @@ class Stand:
     """A server with the starting adapter under the stable name, a store, and adapters to promote."""
 
     vllm: FakeVLLM
-    store: Store
+    workshop: Workshop
     start: Path
     base: Path
 
@@ -33,20 +35,25 @@ class Stand:
         return Server(self.vllm.url, NAME, self.base)
 
     @property
+    def store(self) -> Store:
+        return self.workshop.store
+
+    @property
     def registry(self) -> Registry:
         return read_registry(self.store)
 
     def candidate(self, level: float = 0.5, out: int = OUT) -> Candidate:
         """An adapter in the store, where promoted ones are."""
-        artifact = f"adapter/{level:g}"
-        folder = save_adapter(Path(self.store.uri) / artifact, level, out)
-        return Candidate(folder, artifact, f"{level:g}", "local", {"win_rate": 0.8}, ["it is better"])
+        made = save_adapter(self.start.parent / f"made-{level:g}", level, out)
+        adopted = self.workshop.adopt(Stage("adapter", 1), {name: made / name for name in (CONFIG, WEIGHTS)})
+        folder = self.workshop.folder(adopted)
+        return Candidate(folder, adopted.key, adopted.fingerprint, "local", {"win_rate": 0.8}, ["it is better"])
 
     def promote(self, candidate: Candidate) -> Version:
-        return promote(self.store, candidate, self.start, self.server, CONVERSATION)
+        return promote(self.workshop, candidate, self.start, self.server, CONVERSATION)
 
     def roll_back(self) -> Version | None:
-        return roll_back(self.store, self.start, self.server, CONVERSATION)
+        return roll_back(self.workshop, self.start, self.server, CONVERSATION)
 
     def refused(self, candidate: Candidate) -> NothingGPTError:
         """The error of a promotion that must change nothing: neither what is served nor the registry."""

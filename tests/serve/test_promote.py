@@ -26,6 +26,7 @@ pytest.importorskip("torch")
 # What a promotion does.
 
 
+@pytest.mark.every_store
 def test_the_candidate_answers_under_the_stable_name_and_the_registry_names_it(stand: Stand) -> None:
     candidate = stand.candidate()
     version = stand.promote(candidate)
@@ -319,7 +320,7 @@ def test_of_two_promotions_of_the_same_adapter_at_once_both_are_content(
 
 def test_without_the_base_at_hand_the_server_alone_judges_whether_the_adapter_fits(stand: Stand) -> None:
     candidate = stand.candidate()
-    promote(stand.store, candidate, stand.start, replace(stand.server, base=None), CONVERSATION)
+    promote(stand.workshop, candidate, stand.start, replace(stand.server, base=None), CONVERSATION)
     assert stand.serves(candidate.folder)
 
 

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from prefect.testing.utilities import prefect_test_harness
 from prefect_gcp import GcpCredentials, GcsBucket
 
+from nothing_gpt.config import PlaceSettings
 from nothing_gpt.errors import FatalError
-from tasks.credentials import block_credentials
+from tasks.credentials import place_credentials
 
 pytestmark = pytest.mark.prefect
 
@@ -40,7 +41,8 @@ def blocks(account: dict[str, Any]) -> Iterator[None]:
 
 @pytest.mark.parametrize("block", ["gcp-credentials/mine", "gcs-bucket/mine"])
 def test_a_block_gives_its_service_accounts_credentials(block: str, account: dict[str, Any]) -> None:
-    assert block_credentials(block).service_account_email == account["client_email"]  # type: ignore[attr-defined]
+    credentials = place_credentials(PlaceSettings(gcp_block=block))
+    assert credentials.service_account_email == account["client_email"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,6 @@ def test_a_block_gives_its_service_accounts_credentials(block: str, account: dic
 )
 def test_a_block_that_gives_none_is_one_line(block: str, said: str) -> None:
     with pytest.raises(FatalError) as error:
-        block_credentials(block)
+        place_credentials(PlaceSettings(gcp_block=block))
     assert str(error.value).startswith(f"place.gcp_block: {block} {said}")
     assert "\n" not in str(error.value)

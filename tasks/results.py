@@ -1,0 +1,52 @@
+"""Where Prefect keeps what a run returned, its summary: in the bucket, if the place keeps everything there.
+
+So other machines, and whoever looks at the run in Prefect, find it with the run: `flow_run.state.result()`. A worker's
+runs are kept there too with PREFECT_DEFAULT_RESULT_STORAGE_BLOCK=gcs-bucket/nothing-gpt in its environment. Nothing of
+ours reads it: `nothing-gpt report` shows the summary that is in the store.
+"""
+
+import os
+from typing import Any
+
+from google.auth.credentials import AnonymousCredentials
+
+from nothing_gpt.config import PlaceSettings
+from nothing_gpt.progress import say
+from nothing_gpt.workshops import IN_BUCKET
+from tasks.credentials import credentials_block
+
+BLOCK = "nothing-gpt"
+FOLDER = "prefect"
+
+
+def kept(place: PlaceSettings) -> dict[str, Any]:
+    """The flow's options by which Prefect keeps its result in the place's bucket; none for another place. Where the
+    bucket cannot be written in Prefect's way, which asks for the right storage.buckets.get too, that is said: a run
+    must not fail by it at its very end."""
+    if place.kind not in IN_BUCKET or place.bucket is None:
+        return {}
+    from prefect_gcp import GcpCredentials, GcsBucket  # an extra, and a second to import
+
+    class NoCredentials(GcpCredentials):
+        """For the emulator, which asks for none: Prefect's own class refuses to have none."""
+
+        def get_credentials_from_service_account(self) -> Any:
+            return AnonymousCredentials()
+
+    name, _, prefix = place.bucket.removeprefix("gs://").partition("/")
+    try:
+        if place.gcp_block:
+            credentials = credentials_block(place.gcp_block)
+        elif "STORAGE_EMULATOR_HOST" in os.environ:
+            credentials = NoCredentials(project="emulator")
+        else:
+            credentials = GcpCredentials()
+        folder = "/".join(part for part in (prefix.strip("/"), FOLDER) if part)
+        block = GcsBucket(bucket=name, bucket_folder=folder, gcp_credentials=credentials)
+        block.write_path("probe", b"")
+        block.save(BLOCK, overwrite=True)
+    except Exception as error:  # whatever Prefect, its server or Google's libraries make of it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        say(f"Prefect keeps no results in {place.bucket} ({reason}); the report is kept all the same")
+        return {}
+    return {"persist_result": True, "result_storage": block, "result_serializer": "json"}
