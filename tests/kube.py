@@ -106,16 +106,32 @@ def running(state: Path, storage: str) -> Iterator[Cluster]:
         ["sh", "-c", 'read _; exec "$0" "$1"', TOOL / "down", state], stdin=subprocess.PIPE, start_new_session=True
     )
     try:
-        up = subprocess.run(
-            [TOOL / "up", state], env={**os.environ, **environment}, capture_output=True, text=True, timeout=900
-        )
-        if up.returncode:
-            pytest.fail(f"the test Kubernetes did not start: {up.stderr[-2000:]}", pytrace=False)
+        deadline = time.monotonic() + ENOUGH_S
+        while True:
+            up = subprocess.run(
+                [TOOL / "up", state], env={**os.environ, **environment}, capture_output=True, text=True, timeout=900
+            )
+            if up.returncode == 0 and _alive(state / "controller-manager.pid"):
+                break
+            if up.returncode or time.monotonic() > deadline:
+                log = (state / "controller-manager.log").read_text() if up.returncode == 0 else up.stderr
+                pytest.fail(f"the test Kubernetes did not start: {log[-1000:]}", pytrace=False)
+            # Its controller manager has a fixed port: another test Kubernetes runs on this machine.
+            subprocess.run([TOOL / "down", state], check=True)
+            time.sleep(2)
         cluster = Cluster(Path(up.stdout.split()[-1]), state)
         yield cluster
         cluster.resume()  # a stopped process does not end
     finally:
         end.communicate(timeout=ENOUGH_S)
+
+
+def _alive(pid_file: Path) -> bool:
+    try:
+        os.kill(int(pid_file.read_text()), 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
