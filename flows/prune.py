@@ -16,6 +16,8 @@ from typing import Any
 from flows.record import last_run
 from nothing_gpt.artifacts import MANIFEST, Workshop, live_leases
 from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
+from nothing_gpt.dpo.order import BASES, JOBS, base_folder
+from nothing_gpt.dpo.order import STAGE as TRAIN
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store
@@ -38,7 +40,8 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     folders = [key for key in made if key not in kept]
     if not any(manifest.failed for key in kept if (manifest := workshop.manifest(key))):
         folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
-    folders += sorted({"/".join(key.split("/")[:2]) for key in workshop.store.list(CHECKPOINTS)})
+    folders += _folders(workshop.store, CHECKPOINTS)
+    folders += _ordered(workshop, kept)
     return [*map(_stored(workshop), folders), *_scratch(workshop.work)]
 
 
@@ -69,6 +72,21 @@ def _referenced(workshop: Workshop) -> set[str]:
             manifest = workshop.manifest(key)
             waiting += manifest.lineage.values() if manifest else []
     return kept
+
+
+def _ordered(workshop: Workshop, kept: set[str]) -> list[str]:
+    """Orders of trainings that are done and, where no other is waited for, base models that no kept adapter is of."""
+    orders = _folders(workshop.store, JOBS)
+    done = [order for order in orders if workshop.manifest(f"{TRAIN.name}/{order.removeprefix(f'{JOBS}/')}")]
+    if done != orders:
+        return done
+    manifests = [workshop.manifest(key) for key in kept if key.startswith(f"{TRAIN.name}/")]
+    needed = {base_folder(manifest.settings["base"]) for manifest in manifests if manifest}
+    return done + [base for base in _folders(workshop.store, BASES) if base not in needed]
+
+
+def _folders(store: Store, folder: str) -> list[str]:
+    return sorted({"/".join(key.split("/")[:2]) for key in store.list(folder)})
 
 
 def _stored(workshop: Workshop) -> Callable[[str], Item]:

@@ -175,12 +175,15 @@ class Handler(BaseHTTPRequestHandler):
         self.left = int(self.headers.get("Content-Length") or 0)
         self.fault: Fault = None
         try:
-            match = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/([^/]+)/o/?(.*)", url.path)
+            match = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/o/?(.*))?", url.path)
             if match is None:
                 raise Refused(501, f"the fake does not know {self.path}")
-            self.name = unquote(match[2])
             if match[1] != BUCKET or not self.fake.exists:
                 raise Refused(404, "The specified bucket does not exist.", "notFound")
+            if match[2] is None:
+                self._reply(200, {"kind": "storage#bucket", "name": BUCKET})
+                return
+            self.name = unquote(match[2])
             act()
         except Refused as refused:
             self._body()

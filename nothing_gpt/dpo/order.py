@@ -22,7 +22,7 @@ from nothing_gpt.config import TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import say
 from nothing_gpt.records import file_digest
-from nothing_gpt.store import Store, open_store
+from nothing_gpt.store import Store, open_store, reporting_disk
 
 STAGE = Stage("train", 2)
 UNFINGERPRINTED = {"starting_version", "save_steps", "logging_steps", "eval_steps", "per_device_eval_batch_size"}
@@ -210,21 +210,28 @@ def _kept(store: Store, base: Base) -> Path | None:
 
 def _downloaded(base: Base, folder: Path) -> Path:
     """The hub's files at the model's commit; a download that was broken off goes on."""
+    import httpx2
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     say(f"train: downloading {base.location} at {base.revision}")
+    patterns = [f"*{ending}" for ending in MODEL_FILES]
     try:
-        patterns = [f"*{ending}" for ending in MODEL_FILES]
-        snapshot_download(
-            base.location, revision=base.revision, local_dir=folder, allow_patterns=patterns, ignore_patterns=["*/*"]
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # the first is also one that may not be seen
-        raise FatalError(
-            f"train: {base.location} at {base.revision} cannot be had from the hub ({_first_line(error)}); check name "
-            "and commit, and for a private model HF_TOKEN and its licence"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
+        with reporting_disk(folder):
+            snapshot_download(
+                base.location,
+                revision=base.revision,
+                local_dir=folder,
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],
+            )
+    except (httpx2.HTTPError, OSError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status in (400, 401, 403, 404):  # one that may not be seen is not found
+            raise FatalError(
+                f"train: {base.location} at {base.revision} cannot be had from the hub ({_first_line(error)}); check "
+                "name and commit, and for a private model its licence and HF_TOKEN"
+            ) from None
         raise TransientError(f"train: {base.location} cannot be downloaded now ({_first_line(error)})") from None
     return folder
 

@@ -326,17 +326,14 @@ def test_a_judge_whose_address_is_none_is_one_line(doctor: Call) -> None:
     assert line.startswith("MISSING  judge nowhere: prevents judging and evaluation; ")
 
 
-def test_the_place_s_own_settings_are_what_is_to_be_filled_in(
-    program: Call, cluster_api: Contents, monkeypatch: pytest.MonkeyPatch
+def test_the_place_s_own_settings_untouched_are_checked_line_by_line(
+    program: Call, cluster_api: Contents, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Untouched, they say so line by line; a mistake in them would be one line and no check at all."""
     monkeypatch.setattr("flows.doctor._packages", list)
-    for address in ("SERVE_URL", "OPENAI_BASE_URL"):
-        monkeypatch.setenv(address, "http://127.0.0.1:1/v1")
-    lines = program("doctor", "--place", "gke").out
-    assert (
-        "MISSING  bucket gs://BUCKET/PREFIX: prevents everything; gs://BUCKET/PREFIX: no address of a bucket" in lines
-    )
+    nowhere = [part for name in ("serve", "judge") for part in ("--set", f"place.{name}_url=http://127.0.0.1:1/v1")]
+    lines = program("doctor", "--place", "gke", *nowhere).out
+    for what in ("bucket gs://nothing-gpt-data", "image: none", "service account nothing-gpt-train", "vLLM", "judge"):
+        assert f"MISSING  {what}" in lines
 
 
 def test_a_place_without_settings_of_its_own_is_one_line(program: Call) -> None:

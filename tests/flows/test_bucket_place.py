@@ -1,0 +1,252 @@
+"""A place that keeps everything in a bucket and trains by Jobs: the whole flow and every command, on our fake of Cloud
+Storage and a cluster whose Jobs are calls. The real cluster is in `tests/jobs`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
+
+from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.checkpoints import COMPLETE
+from nothing_gpt.dpo.order import fulfil
+from nothing_gpt.dpo.train import train as library
+from nothing_gpt.errors import TransientError
+from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.store import Store, open_store
+from tasks.train import train
+from tests.fake_gcs import FakeGCS
+from tests.fake_vllm import save_adapter, save_base
+from tests.flows.conftest import Call, Ended
+from tests.flows.fakes import START, Engines, Trainer, engines
+
+pytestmark = [pytest.mark.prefect, pytest.mark.gcs, pytest.mark.timeout(180)]
+pytest.importorskip("torch")
+
+BUCKET = "gs://bucket/runs"
+IMAGE = "registry/train@sha256:0"
+
+
+@dataclass
+class Cluster:
+    """Does a Job at once, as its pod would: with a disk of its own, from the order in the store."""
+
+    folder: Path
+    trainer: Trainer = field(default_factory=Trainer)
+    jobs: list[tuple[str, str, str]] = field(default_factory=list)
+    does: Callable[[str, str], Any] | None = None
+
+    def __call__(self, settings: Any) -> "Cluster":
+        return self
+
+    def run(self, fingerprint: str, store: str, image: str) -> None:
+        self.jobs.append((fingerprint, store, image))
+        if self.does:
+            self.does(fingerprint, store)
+        else:
+            self.pod(fingerprint, store)
+
+    def pod(self, fingerprint: str, store: str) -> None:
+        fulfil(store, fingerprint, self.folder / "pod", partial(library, run=self.trainer))
+
+
+@pytest.fixture
+def place(tmp_path: Path, prefect: None, gcs: FakeGCS) -> Iterator[Engines]:
+    with engines(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def store(place: Engines) -> Store:
+    """The bucket, as another machine sees it."""
+    return open_store(BUCKET)
+
+
+@pytest.fixture
+def cluster(place: Engines, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster(place.folder)
+    monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.gke", SimpleNamespace(GKE=cluster))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.image", SimpleNamespace(image=None))  # type: ignore[arg-type]
+    monkeypatch.setattr(train, "retry_delay_seconds", [0.01])
+    return cluster
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(call: Call, place: Engines, cluster: Cluster) -> Command:
+    """The program in this place."""
+
+    def run(*arguments: str, answer: str = "", **others: Any) -> Ended:
+        given = {"place__kind": "gke", "place__bucket": BUCKET, "place__gke": f"{{image: '{IMAGE}'}}"}
+        return call(*arguments, *place.options(**(given | others)), answer=answer)
+
+    return run
+
+
+def contents(store: Store, folder: str) -> dict[str, bytes | None]:
+    return {key.removeprefix(f"{folder}/"): store.read(key) for key in store.list(folder)}
+
+
+def files(store: Store, artifact: str, *names: str) -> dict[str, bytes | None]:
+    return {name: store.read(f"{artifact}/{name}") for name in names}
+
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def test_a_run_trains_by_a_job_and_keeps_everything_in_the_bucket(
+    command: Command, cluster: Cluster, place: Engines, store: Store
+) -> None:
+    ended = command("run")
+    assert ended.code == 0, ended.err
+    assert "Promoted: the new adapter is served as seinfeld" in ended.out
+    (version,) = read_registry(store).versions
+    assert cluster.jobs == [(version.fingerprint, BUCKET, IMAGE)]
+    assert version.place == "gke"
+    assert place.vllm.served()["seinfeld"] == str(place.data / "cache" / "bucket" / "runs" / version.artifact)
+    assert not (place.data / "store").exists()
+
+    lineage = json.loads(store.read(f"{version.artifact}/manifest.json") or b"")["lineage"]
+    for folder, artifact, names in (
+        ("data/dpo", lineage["pairs"], ("train.jsonl", "val.jsonl")),
+        ("adapters/nothing-gpt-sft", lineage["adapter"], ADAPTER),
+        ("adapters/nothing-gpt", version.artifact, ADAPTER),
+    ):
+        named = contents(store, folder)
+        assert set(json.loads(named.pop(COMPLETE) or b"")) == set(names)
+        assert named == files(store, artifact, *names)
+
+
+def test_prefect_keeps_the_summary_in_the_bucket_for_whoever_looks_at_the_run(command: Command, store: Store) -> None:
+    assert command("run", "--until", "pairs").code == 0
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+    assert run.state is not None
+    result = run.state.result()
+    assert result == json.loads(command("report", "--json").out)
+    assert [key for key in store.list("prefect") if not key.endswith("probe")]
+
+
+def test_where_prefect_may_not_write_the_run_goes_on_without(
+    command: Command, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError("403 storage.buckets.get")
+
+    monkeypatch.setattr("prefect_gcp.GcsBucket.write_path", refused)
+    ended = command("run", "--until", "sft")
+    assert ended.code == 0
+    assert f"Prefect keeps no results in {BUCKET} (403 storage.buckets.get); the report is kept" in ended.err
+
+
+def test_a_second_run_asks_for_no_job_and_changes_nothing_that_is_named(
+    command: Command, cluster: Cluster, gcs: FakeGCS
+) -> None:
+    command("run")
+    named = {name: stored.generation for name, stored in gcs.objects.items() if "/adapters/" in name or "/dpo/" in name}
+    assert command("run").code == 0
+    assert len(cluster.jobs) == 1
+    assert {name: gcs.objects[name].generation for name in named} == named
+
+
+def test_a_dry_run_asks_for_no_job_and_writes_nothing(command: Command, cluster: Cluster, gcs: FakeGCS) -> None:
+    command("run", "--until", "pairs")
+    before = {name: stored.generation for name, stored in gcs.objects.items()}
+    ended = command("run", "--dry-run")
+    assert [line.split()[:2] for line in ended.out.splitlines() if line.startswith(("pairs", "train"))] == [
+        ["pairs", "cached"],
+        ["train", "to"],
+    ]
+    assert cluster.jobs == []
+    assert {name: stored.generation for name, stored in gcs.objects.items()} == before
+
+
+def test_a_job_that_asks_to_be_tried_again_is_and_one_that_left_nothing_is_an_error(
+    command: Command, cluster: Cluster
+) -> None:
+    def preempted(fingerprint: str, store: str) -> None:
+        cluster.does = lambda *_: None
+        raise TransientError("the node is gone")
+
+    cluster.does = preempted
+    ended = command("run", "--until", "train")
+    assert ended.code == 1
+    assert len(cluster.jobs) == 2
+    assert ended.err.splitlines()[-1].endswith(
+        f"{BUCKET}/train/{cluster.jobs[0][0]}: its Job ended with exit code 0, but there is no whole artifact; look at "
+        "the Job's log, delete the Job, and run again"
+    )
+
+
+def test_the_commands_after_a_run_work_from_another_machine(
+    command: Command, place: Engines, store: Store, tmp_path: Path
+) -> None:
+    """One whose data folder is empty, in the order in which a person would call them."""
+    command("run")
+    (version,) = read_registry(store).versions
+    here = partial(command, place__data=str(tmp_path / "elsewhere"))
+    assert "Promoted: the new adapter" in here("report").out
+    assert (tmp_path / "elsewhere" / "report.html").is_file()
+    assert here("adapters", "list").out.splitlines()[1].split()[:3] == ["->", "1", "seinfeld"]
+    assert "this place has a vLLM of its own" in here("serve").error
+    doctor = here("doctor").out
+    assert f"ok       bucket {BUCKET}" in doctor
+    assert f"{version.artifact} is now in {tmp_path / 'elsewhere' / 'store'}" in here("pull", version.artifact).err
+    assert f"{version.artifact} was already in {BUCKET}" in here("push", version.artifact).err
+    assert "seinfeld is the starting adapter again" in here("adapters", "rollback").err
+    assert place.vllm.answers_like("seinfeld", place.start)
+    assert contents(store, "adapters/nothing-gpt") == {}
+
+
+def test_prune_deletes_from_the_bucket_what_nothing_needs_and_fetches_nothing_for_it(
+    command: Command, store: Store, gcs: FakeGCS, tmp_path: Path
+) -> None:
+    command("run")
+    bases = contents(store, "bases")
+    orphan = orphaned(store, tmp_path)
+    store.write("bases/another/COMPLETE", b"{}")
+    store.write("bases/another/model.safetensors", b"weights")
+    kept = set(store.list())
+    gcs.requests.clear()
+    ended = command("prune", "--yes")
+    listed = {line.partition(" MB  ")[2] for line in ended.out.splitlines()}
+    assert {orphan.key, "bases/another"} <= listed
+    assert gcs.requests.count("download") < 40  # manifests, and no artifact's files
+    left = set(store.list())
+    assert {key for key in kept - left if not key.startswith("journal/")} == {
+        *(key for key in kept if key.startswith((orphan.key, "bases/another/", "jobs/")))
+    }
+    assert contents(store, "bases") == bases
+    assert command("run").code == 0
+
+
+def orphaned(store: Store, folder: Path) -> Artifact:
+    (folder / "nobody's").write_text("text")
+    return Workshop(store, folder / "work").adopt(Stage("pairs", 1), {"train.jsonl": folder / "nobody's"})
+
+
+def test_training_alone_goes_the_same_way(command: Command, cluster: Cluster, place: Engines, tmp_path: Path) -> None:
+    pair = {
+        "prompt": [{"role": "user", "content": "[ANNA] Well?"}],
+        "chosen": [{"role": "assistant", "content": "[BEN] Yes."}],
+        "rejected": [{"role": "assistant", "content": "[BEN] No."}],
+    }
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text(json.dumps(pair))
+    adapter, base = save_adapter(tmp_path / "mine", START), save_base(tmp_path / "base")
+    ended = command(
+        "train", "--data", str(tmp_path), "--adapter", str(adapter), "--base", str(base), "--out", str(tmp_path / "out")
+    )
+    assert ended.code == 0, ended.err
+    assert len(cluster.jobs) == 1
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
