@@ -16,15 +16,17 @@ from kubernetes.client.exceptions import ApiException
 from flows.doctor_gke import PERMISSIONS, examine_gke
 from flows.findings import Finding
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.config import PlaceSettings, Settings
+from nothing_gpt.config import GKESettings, PlaceSettings, Settings
+from nothing_gpt.jobs.gke import GKE
 from nothing_gpt.serve.fetch import want
 from nothing_gpt.store import open_store
 from tests import fake_gcs
 from tests.fake_vllm import save_adapter
-from tests.k8s.manifests import FOLDER, Manifest, find, lasting
+from tests.k8s.manifests import FOLDER, Manifest, find, lasting, read
 from tests.kube import Cluster, wait_for
 
 pytestmark = pytest.mark.kube
+IMAGE = "registry.example/train@sha256:" + "0" * 64
 NEWER = {"Deployment/vllm.spec.template.spec.initContainers.1.restartPolicy"}
 """What the local control plane drops."""
 
@@ -61,47 +63,72 @@ def test_all_of_it_is_accepted_as_it_stands(cluster: Cluster, namespace: str) ->
     assert missing == (NEWER if cluster.state else set())
 
 
-def doctor(
-    cluster: Cluster, namespace: str, account: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[Finding]:
-    """What the doctor finds where it runs as a service account."""
+def become(cluster: Cluster, namespace: str, account: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the cluster is asked as this service account."""
+    core: Any = client.CoreV1Api(cluster.api)
     asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
-    core = client.CoreV1Api(cluster.api)
     token = core.create_namespaced_service_account_token(account, namespace, asked).status.token
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     config["users"][0]["user"] = {"token": token}
-    file = folder / account
-    file.write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(file))
+    (folder / account).write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(folder / account))
+
+
+def doctor(namespace: str) -> list[Finding]:
     gke = {"namespace": namespace, "image": "image@sha256:0", "manifest": str(FOLDER / "train-job.yaml")}
-    place = PlaceSettings.model_validate({"kind": "gke", "gke": gke})
-    return list(examine_gke(Settings.model_construct(place=place)))
+    return list(examine_gke(Settings.model_construct(place=PlaceSettings.model_validate({"kind": "gke", "gke": gke}))))
 
 
-def test_the_worker_may_do_what_a_run_does_and_no_other_account_may(
-    cluster: Cluster, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def accounts(cluster: Cluster, namespace: str) -> None:
     for manifest in lasting():
         if manifest["kind"] in ("ServiceAccount", "Role", "RoleBinding"):
             create(cluster, namespace, manifest)
-    worker = doctor(cluster, namespace, "nothing-gpt-worker", tmp_path, monkeypatch)
+
+
+@pytest.mark.usefixtures("accounts")
+def test_the_doctor_finds_that_the_worker_may_do_what_a_run_does_and_no_other_account_may(
+    cluster: Cluster, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become(cluster, namespace, "nothing-gpt-worker", tmp_path, monkeypatch)
+    worker = doctor(namespace)
     assert [finding for finding in worker if not finding.ok] == []
-    other = doctor(cluster, namespace, "nothing-gpt-serve", tmp_path, monkeypatch)
+    become(cluster, namespace, "nothing-gpt-serve", tmp_path, monkeypatch)
+    other = doctor(namespace)
     refused = {finding.what for finding in other if not finding.ok}
     assert refused == {f"may {', '.join(verbs)} {resource}" for (_, resource), verbs in PERMISSIONS.items()}
     # Neither may read secrets; that is said, and is no lack.
     assert sum(finding.what.startswith("secret hf-secret: not looked at") for finding in (*worker, *other)) == 2
 
 
+@pytest.mark.usefixtures("accounts")
+def test_the_worker_s_rights_suffice_for_a_job_from_its_submission_to_its_deletion(
+    cluster: Cluster, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, key in {"hf-secret": "HF_TOKEN", "wandb-secret": "WANDB_API_KEY"}.items():
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: "x"}}
+        create(cluster, namespace, secret)
+    (job,) = read("train-job.yaml")
+    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", "echo trained"]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    become(cluster, namespace, "nothing-gpt-worker", tmp_path, monkeypatch)
+    said: list[str] = []
+    jobs = GKE(GKESettings(namespace=namespace, manifest=str(tmp_path / "job.yaml")), said.append)
+    jobs.run("0123456789abcdef", "gs://bucket/runs", IMAGE)
+    assert "trained" in said
+    ((made, pods),) = jobs.list()
+    assert len(pods) == 1
+    jobs.cancel(made.name)
+    assert jobs.list() == []
+
+
 def test_who_may_look_sees_what_is_missing_and_that_it_is_mended(
     cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    gke = {"namespace": namespace, "image": "image@sha256:0", "manifest": str(FOLDER / "train-job.yaml")}
-    settings = Settings.model_construct(place=PlaceSettings.model_validate({"kind": "gke", "gke": gke}))
 
     def missing() -> list[str]:
-        return [finding.what for finding in examine_gke(settings) if not finding.ok]
+        return [finding.what for finding in doctor(namespace) if not finding.ok]
 
     assert missing() == ["secret hf-secret: it is not there", "service account nothing-gpt-train: it is not there"]
     create(cluster, namespace, find("ServiceAccount", "nothing-gpt-train"))
@@ -141,7 +168,7 @@ def test_vllm_s_pod_fetches_its_adapter_first_and_then_what_runs_want(
         fetcher["args"] = [word.replace("$(STORE)", bucket.store.uri) for word in fetcher["args"]]
     create(cluster, namespace, settings)
     create(cluster, namespace, deployment)
-    core = client.CoreV1Api(cluster.api)
+    core: Any = client.CoreV1Api(cluster.api)
 
     def log(container: str) -> str:
         """What the newest pod's container said; nothing before it has started."""
