@@ -28,7 +28,7 @@ class Elsewhere(Stand):
 
 @pytest.fixture
 def elsewhere(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    """The server runs with the starting adapter, which was fetched before it started, and a fetcher follows the store."""
+    """The server runs with the starting adapter, which it was brought before; a fetcher follows the store."""
     monkeypatch.setattr(fetch, "EVERY_S", 0.01)
     made = save_adapter(tmp_path / "made", 0.25)
     start = workshop.folder(workshop.adopt(Stage("sft", 1), {name: made / name for name in (CONFIG, WEIGHTS)}))
