@@ -54,8 +54,8 @@ class PlaceSettings(Group):
     data: str = Field(default="data", description="Folder for the store, scratch files, logs and Prefect's database.")
     bucket: str | None = Field(
         default=None,
-        description="Store for other machines too, gs://BUCKET/PREFIX. gke: everything is kept there. Elsewhere push and "
-        "pull move artifacts there and back.",
+        description="Store for other machines too, gs://BUCKET/PREFIX. gke: everything is kept there. Elsewhere: push "
+        "and pull move artifacts there and back.",
     )
     gcp_block: str | None = Field(
         default=None,
