@@ -23,7 +23,9 @@ class GKESettings(Group):
         "by Cloud Build if it is not there yet.",
     )
     registry: str | None = Field(
-        default=None, description="Artifact Registry repository for images, LOCATION-docker.pkg.dev/PROJECT/REPOSITORY."
+        default=None,
+        pattern=r"^[a-z0-9-]+-docker\.pkg\.dev/[^/:@]+/[^/:@]+$",
+        description="Artifact Registry repository for images, LOCATION-docker.pkg.dev/PROJECT/REPOSITORY.",
     )
     scheduling_minutes: float = Field(
         default=30, gt=0, le=1440, description="Longest wait for a node; spot machines may be sold out for hours."
