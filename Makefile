@@ -7,7 +7,7 @@ bin := .venv/bin
 export PYTHON TORCH_INDEX
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test lint format env server-env envs clean
+.PHONY: help demo test lint image-check format env server-env envs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,11 +19,15 @@ test: envs lint ## static checks, fast tests, and one small embedded chain
 	$(bin)/pytest -q
 	$(bin)/pytest -q -m chain
 
-lint: env ## ruff, pyright, and which module may import which
+lint: env ## ruff, pyright, hadolint, and which module may import which
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/pyright
 	$(bin)/lint-imports --no-logo
+	$(bin)/hadolint deployments/docker/*.Dockerfile
+
+image-check: env ## whether the images' packages can be installed (asks the package index, two minutes)
+	@scripts/image-locks check
 
 format: env ## put the code into ruff's form
 	$(bin)/ruff check --fix

@@ -64,12 +64,13 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
     place = settings.place
     if place.bucket is None and place.kind not in IN_BUCKET:
         return
+    what = f"bucket {place.bucket or ''}".rstrip()
     try:
         within_limit(lambda: _probe(bucket_workshop(place, place_credentials(place)).store))
-        yield Finding(f"bucket {place.bucket}", True)
+        yield Finding(what, True)
     except NothingGPTError as error:
         prevents = "everything" if place.kind in IN_BUCKET else "push and pull"
-        yield Finding(f"bucket {place.bucket or ''}".rstrip(), False, f"prevents {prevents}; {error}")
+        yield Finding(what, False, f"prevents {prevents}; {error}")
 
 
 def _probe(store: Store) -> None:

@@ -131,7 +131,7 @@ class Workshop:
             if found is None:
                 raise FatalError(
                     f"{self.store.uri}/{stage.name}/{fingerprint}: its Job ended with exit code 0, but there is no "
-                    "whole artifact; look at the Job's log, delete the Job, and run again"
+                    "whole artifact; look at the Job's log, and run again"
                 )
             return replace(found, reused=False)
 

@@ -27,9 +27,9 @@ def name_copy(workshop: Workshop, stage: str, key: str | None) -> None:
     if stage not in NAMES:
         return
     folder, names = NAMES[stage]
-    manifest = workshop.manifest(key) if key else None
-    wanted = {name: manifest.files[name].sha256 for name in names if name in manifest.files} if manifest else {}
     try:
+        manifest = workshop.manifest(key) if key else None
+        wanted = {name: manifest.files[name].sha256 for name in names} if manifest else {}
         _copy(workshop, folder, wanted, key)
     except (NothingGPTError, FileNotFoundError) as error:
         say(f"{folder} is not what is current: {error}; the next run tries again")

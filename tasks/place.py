@@ -7,11 +7,14 @@ import re
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from prefect import get_run_logger
+
 from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
-from nothing_gpt.artifacts import Artifact
+from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.checkpoints import base_identity
 from nothing_gpt.config import Environment, Settings
 from nothing_gpt.dpo import train as training
@@ -22,6 +25,7 @@ from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
+from nothing_gpt.progress import say
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.vllm_admin import VLLM
@@ -44,11 +48,15 @@ class Place:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.workshop = open_workshop(settings.place, place_credentials(settings.place))
         self.logs = Path(settings.place.data) / "logs"
         self.environment = Environment()
         self._stack = ExitStack()
         self._lock = threading.Lock()
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """The place's artifacts. Raises as `open_workshop` and `place_credentials`."""
+        return open_workshop(self.settings.place, place_credentials(self.settings.place))
 
     def __enter__(self) -> Self:
         return self
@@ -181,13 +189,21 @@ class GKEPlace(LocalPlace):
         return train_elsewhere(self.workshop, pairs, models.start, models.base, self.settings.training, self.run_job)
 
     def run_job(self, fingerprint: str) -> None:
-        """Has the order for `train/<fingerprint>` fulfilled by a Job. Raises as `GKE.run`."""
+        """Has the order for `train/<fingerprint>` fulfilled by a Job, whose log comes to the terminal and to Prefect.
+        A Job that ended well before is no answer: its artifact is gone. Raises as `image` and `GKE.run`."""
         # Imported here: they need an extra.
         from nothing_gpt.jobs.gke import GKE  # pyright: ignore[reportMissingImports]
         from nothing_gpt.jobs.image import image  # pyright: ignore[reportMissingImports]
 
-        gke = self.settings.place.gke
-        GKE(gke).run(fingerprint, self.workshop.store.uri, gke.image or image(gke))
+        place, store = self.settings.place, self.workshop.store.uri
+        log = get_run_logger()
+
+        def show(line: str) -> None:
+            say(line)
+            log.info(line)
+
+        reference = image(place.gke, store, place_credentials(place))
+        GKE(place.gke, on_line=show).run(fingerprint, store, reference, replace=True)
 
     def name_copy(self, stage: str, key: str | None) -> None:
         name_copy(self.workshop, stage, key)
@@ -214,7 +230,7 @@ def known_base(location: str, revision: str | None) -> Base:
 
 
 def make_place(settings: Settings) -> EmbeddedPlace | LocalPlace:
-    """The place that the settings name. Raises as `open_workshop` and `place_credentials`."""
+    """The place that the settings name."""
     places = {"embedded": EmbeddedPlace, "gke": GKEPlace}
     return places.get(settings.place.kind, LocalPlace)(settings)
 

@@ -1,21 +1,19 @@
 """Where Prefect keeps what a run returned, its summary: in the bucket, if the place keeps everything there.
 
-So other machines, and whoever looks at the run in Prefect, find it with the run: `flow_run.state.result()`. A worker's
-runs are kept there too with PREFECT_DEFAULT_RESULT_STORAGE_BLOCK=gcs-bucket/nothing-gpt in its environment. Nothing of
-ours reads it: `nothing-gpt report` shows the summary that is in the store.
+So other machines, and whoever looks at the run in Prefect, find it with the run: `flow_run.state.result()`. Nothing
+of ours reads it: `nothing-gpt report` shows the summary that is in the store. Run on the emulator; with a service
+account's block and with Application Default Credentials it is not, for want of an account.
 """
 
 import os
 from typing import Any
-
-from google.auth.credentials import AnonymousCredentials
 
 from nothing_gpt.config import PlaceSettings
 from nothing_gpt.progress import say
 from nothing_gpt.workshops import IN_BUCKET
 from tasks.credentials import credentials_block
 
-BLOCK = "nothing-gpt"
+BLOCK = "nothing-gpt-results"
 FOLDER = "prefect"
 
 
@@ -25,10 +23,14 @@ def kept(place: PlaceSettings) -> dict[str, Any]:
     must not fail by it at its very end."""
     if place.kind not in IN_BUCKET or place.bucket is None:
         return {}
-    from prefect_gcp import GcpCredentials, GcsBucket  # an extra, and a second to import
+    # Extras, and a second to import.
+    from google.auth.credentials import AnonymousCredentials
+    from prefect_gcp import GcpCredentials, GcsBucket
 
     class NoCredentials(GcpCredentials):
         """For the emulator, which asks for none: Prefect's own class refuses to have none."""
+
+        _block_type_name = "No GCP credentials"
 
         def get_credentials_from_service_account(self) -> Any:
             return AnonymousCredentials()
@@ -49,4 +51,5 @@ def kept(place: PlaceSettings) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         say(f"Prefect keeps no results in {place.bucket} ({reason}); the report is kept all the same")
         return {}
-    return {"persist_result": True, "result_storage": block, "result_serializer": "json"}
+    # Compressed, as Prefect takes plain JSON with a key `data`, such as the summary, for a result of an older version.
+    return {"persist_result": True, "result_storage": block, "result_serializer": "compressed/json"}

@@ -23,7 +23,9 @@ class GKESettings(Group):
         "by Cloud Build if it is not there yet.",
     )
     registry: str | None = Field(
-        default=None, description="Artifact Registry repository for images, LOCATION-docker.pkg.dev/PROJECT/REPOSITORY."
+        default=None,
+        pattern=r"^[a-z0-9-]+-docker\.pkg\.dev/[^/:@]+/[^/:@]+$",
+        description="Artifact Registry repository for images, LOCATION-docker.pkg.dev/PROJECT/REPOSITORY.",
     )
     scheduling_minutes: float = Field(
         default=30, gt=0, le=1440, description="Longest wait for a node; spot machines may be sold out for hours."
@@ -54,8 +56,8 @@ class PlaceSettings(Group):
     data: str = Field(default="data", description="Folder for the store, scratch files, logs and Prefect's database.")
     bucket: str | None = Field(
         default=None,
-        description="Store for other machines too, gs://BUCKET/PREFIX. gke: everything is kept there. Elsewhere push and "
-        "pull move artifacts there and back.",
+        description="Store for other machines too, gs://BUCKET/PREFIX. gke: everything is kept there. Elsewhere: push "
+        "and pull move artifacts there and back.",
     )
     gcp_block: str | None = Field(
         default=None,

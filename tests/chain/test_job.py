@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ class Pods:
     """The pods of one Job: each has a disk of its own, and a time in which it is stopped or not."""
 
     folder: Path
+    gcs: FakeGCS
+    busy: int = 0
+    """How often the bucket was too busy while the artifact was on its way."""
     ended: list["subprocess.CompletedProcess[str]"] = field(default_factory=list)
 
     def run(self, fingerprint: str, *program: str) -> "subprocess.CompletedProcess[str]":
@@ -60,7 +64,13 @@ class Pods:
     def __call__(self, fingerprint: str) -> None:
         """Until one ends well, as the cluster does; the first is told to stop."""
         self.run(fingerprint, "-c", STOPPED)
+        self.gcs.faults["insert"] = [partial(self.answer, f"runs/{STAGE.name}/{fingerprint}/")] * 1000
         assert self.run(fingerprint, "-m", "nothing_gpt.dpo.train").returncode == 0, self.ended[-1].stderr
+
+    def answer(self, artifact: str) -> None:
+        if self.busy < 2 and any(name.startswith(artifact) for name in self.gcs.objects):
+            self.busy += 1
+            raise fake_gcs.Refused(503, "too busy")
 
 
 @dataclass
@@ -92,7 +102,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         data = {name: model / "data" / name for name in ("train.jsonl", "val.jsonl")}
         inputs = {"pairs": flow.adopt(Stage("pairs", 1), data), "adapter": flow.adopt(Stage("sft", 1), files)}
         base = Base(str(model / "base"), base_identity(str(model / "base"), None))
-        yield Job(gcs, flow, model, base, Pods(folder), inputs)
+        yield Job(gcs, flow, model, base, Pods(folder, gcs), inputs)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +140,10 @@ def test_the_bucket_then_holds_artifact_order_and_base_and_no_checkpoints(job: J
     assert not [name for name in names if name.startswith(("checkpoints/", "leases/"))]
     assert f"jobs/{trained.fingerprint}/order.json" in names
     assert f"bases/{job.base.identity}/COMPLETE" in names
+
+
+def test_a_bucket_that_was_too_busy_while_the_artifact_went_there_has_it_whole(job: Job, trained: Artifact) -> None:
+    assert job.pods.busy == 2
     assert job.flow.find(STAGE.name, trained.fingerprint) is not None
 
 

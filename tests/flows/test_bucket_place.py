@@ -44,11 +44,14 @@ class Cluster:
     jobs: list[tuple[str, str, str]] = field(default_factory=list)
     does: Callable[[str, str], Any] | None = None
 
-    def __call__(self, settings: Any) -> "Cluster":
+    def __call__(self, settings: Any, on_line: Callable[[str], None]) -> "Cluster":
+        self.on_line = on_line
         return self
 
-    def run(self, fingerprint: str, store: str, image: str) -> None:
+    def run(self, fingerprint: str, store: str, image: str, replace: bool) -> None:
+        assert replace
         self.jobs.append((fingerprint, store, image))
+        self.on_line("train: a line of the pod's log")
         if self.does:
             self.does(fingerprint, store)
         else:
@@ -74,7 +77,7 @@ def store(place: Engines) -> Store:
 def cluster(place: Engines, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster(place.folder)
     monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.gke", SimpleNamespace(GKE=cluster))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.image", SimpleNamespace(image=None))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.image", SimpleNamespace(image=lambda *_: IMAGE))  # type: ignore[arg-type]
     monkeypatch.setattr(train, "retry_delay_seconds", [0.01])
     return cluster
 
@@ -87,7 +90,7 @@ def command(call: Call, place: Engines, cluster: Cluster) -> Command:
     """The program in this place."""
 
     def run(*arguments: str, answer: str = "", **others: Any) -> Ended:
-        given = {"place__kind": "gke", "place__bucket": BUCKET, "place__gke": f"{{image: '{IMAGE}'}}"}
+        given = {"place__kind": "gke", "place__bucket": BUCKET}
         return call(*arguments, *place.options(**(given | others)), answer=answer)
 
     return run
@@ -110,6 +113,7 @@ def test_a_run_trains_by_a_job_and_keeps_everything_in_the_bucket(
     ended = command("run")
     assert ended.code == 0, ended.err
     assert "Promoted: the new adapter is served as seinfeld" in ended.out
+    assert "train: a line of the pod's log" in ended.err
     (version,) = read_registry(store).versions
     assert cluster.jobs == [(version.fingerprint, BUCKET, IMAGE)]
     assert version.place == "gke"
@@ -163,10 +167,8 @@ def test_a_dry_run_asks_for_no_job_and_writes_nothing(command: Command, cluster:
     command("run", "--until", "pairs")
     before = {name: stored.generation for name, stored in gcs.objects.items()}
     ended = command("run", "--dry-run")
-    assert [line.split()[:2] for line in ended.out.splitlines() if line.startswith(("pairs", "train"))] == [
-        ["pairs", "cached"],
-        ["train", "to"],
-    ]
+    shown = dict(line.split()[:2] for line in ended.out.splitlines()[1:-1])
+    assert (shown["pairs"], shown["train"]) == ("cached", "to")
     assert cluster.jobs == []
     assert {name: stored.generation for name, stored in gcs.objects.items()} == before
 
@@ -184,7 +186,7 @@ def test_a_job_that_asks_to_be_tried_again_is_and_one_that_left_nothing_is_an_er
     assert len(cluster.jobs) == 2
     assert ended.err.splitlines()[-1].endswith(
         f"{BUCKET}/train/{cluster.jobs[0][0]}: its Job ended with exit code 0, but there is no whole artifact; look at "
-        "the Job's log, delete the Job, and run again"
+        "the Job's log, and run again"
     )
 
 

@@ -1,0 +1,97 @@
+"""Artifact Registry and Cloud Build, as far as images need them, in the place of the network: their answers have the
+form of recorded ones, and what is built is in the registry afterwards."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+from requests.adapters import HTTPAdapter
+
+REGISTRY = "us-central1-docker.pkg.dev/proj/images"
+
+
+class FakeGoogle:
+    """`images` are the registry's digests by REPOSITORY:TAG, `submitted` the builds as they were asked for. Each build
+    is looked at once while it works, and then ends as `ending` says. `answer` may take over an answer by its URL."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, str] = {}
+        self.submitted: list[dict[str, Any]] = []
+        self.builds: list[dict[str, Any]] = []
+        self.ending: dict[str, Any] = {"status": "SUCCESS"}
+        self.answer: Callable[[str], requests.Response | None] = lambda url: None
+
+    def send(self, request: requests.PreparedRequest) -> requests.Response:
+        url = urlsplit(str(request.url))
+        host, path = url.netloc, url.path
+        if (taken := self.answer(f"{host}{path}")) is not None:
+            return taken
+        if host.endswith("-docker.pkg.dev"):
+            repository, tag = path.removeprefix("/v2/").split("/manifests/")
+            digest = self.images.get(f"{host}/{repository}:{tag}")
+            if digest is None:
+                return refusal(404, "MANIFEST_UNKNOWN", f'Failed to fetch "{tag}"')
+            return reply(200, {"schemaVersion": 2}, {"Docker-Content-Digest": digest})
+        assert f"{host}{path}".startswith("cloudbuild.googleapis.com/v1/projects/proj/builds")
+        if request.method == "POST":
+            assert isinstance(request.body, str | bytes)
+            return self._submit(json.loads(request.body))
+        if path.endswith("/builds"):
+            (wanted,) = parse_qs(url.query)["filter"]
+            return reply(200, {"builds": [b for b in self.builds if wanted in [f'tags="{tag}"' for tag in b["tags"]]]})
+        build = next(build for build in self.builds if build["id"] == path.rpartition("/")[2])
+        shown = dict(build)
+        self._go_on(build)
+        return reply(200, shown)
+
+    def _submit(self, asked: dict[str, Any]) -> requests.Response:
+        self.submitted.append(asked)
+        number = len(self.submitted)
+        link = f"https://console.cloud.google.com/cloud-build/builds/{number}?project=1"
+        self.builds.append({**asked, "id": f"build-{number}", "status": "WORKING", "logUrl": link})
+        metadata = {
+            "@type": "type.googleapis.com/google.devtools.cloudbuild.v1.BuildOperationMetadata",
+            "build": {**self.builds[-1], "status": "QUEUED"},
+        }
+        return reply(200, {"name": f"operations/build/proj/{number}", "metadata": metadata})
+
+    def _go_on(self, build: dict[str, Any]) -> None:
+        build.update(self.ending)
+        if build["status"] == "SUCCESS":
+            digest = "sha256:" + build["id"].removeprefix("build-") * 64
+            self.images |= dict.fromkeys(build["images"], digest)
+            build["results"] = {"images": [{"name": name, "digest": digest} for name in build["images"]]}
+
+
+def reply(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> requests.Response:
+    response = requests.Response()
+    response.status_code = status
+    response._content = json.dumps(body).encode()
+    response.headers.update({"Content-Type": "application/json"} | (headers or {}))
+    response.request = requests.Request("GET", "https://fake").prepare()
+    return response
+
+
+def refusal(status: int, code: str, message: str) -> requests.Response:
+    """As a registry says no."""
+    return reply(status, {"errors": [{"code": code, "message": message}]})
+
+
+def api_refusal(status: int, code: str, message: str) -> requests.Response:
+    """As Google's other services do."""
+    return reply(status, {"error": {"code": status, "message": message, "status": code}})
+
+
+def connect(google: FakeGoogle, patch: pytest.MonkeyPatch) -> None:
+    """What goes out by HTTPS from here on goes to the fake; a server on this machine is reached as ever."""
+    real = HTTPAdapter.send
+
+    def send(adapter: HTTPAdapter, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        if str(request.url).startswith("https://"):
+            return google.send(request)
+        return real(adapter, request, *args, **kwargs)
+
+    patch.setattr(HTTPAdapter, "send", send)
