@@ -70,15 +70,16 @@ def _data(data: Path) -> Iterator[Finding]:
 
 
 def _bucket(settings: Settings) -> Iterator[Finding]:
-    address = settings.place.bucket
-    if address is None:
+    place = settings.place
+    if place.bucket is None and place.kind not in IN_BUCKET:
         return
+    what = f"bucket {place.bucket or ''}".rstrip()
     try:
-        _probe(bucket_workshop(settings.place, place_credentials(settings.place)).store)
-        yield Finding(f"bucket {address}", True)
+        _probe(bucket_workshop(place, place_credentials(place)).store)
+        yield Finding(what, True)
     except NothingGPTError as error:
-        prevents = "everything" if settings.place.kind in IN_BUCKET else "push and pull"
-        yield Finding(f"bucket {address}", False, f"prevents {prevents}; {error}")
+        prevents = "everything" if place.kind in IN_BUCKET else "push and pull"
+        yield Finding(what, False, f"prevents {prevents}; {error}")
 
 
 def _probe(store: Store) -> None:
