@@ -41,6 +41,8 @@ app = typer.Typer(
 )
 adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
+jobs = typer.Typer(no_args_is_help=True, help="The training Jobs on the cluster (place.gke).")
+app.add_typer(jobs, name="jobs")
 _servers = ExitStack()
 """A Prefect server, where a command needs a block of it."""
 out = Console(highlight=False, soft_wrap=True)
@@ -53,6 +55,7 @@ SettingsFiles = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `jobs list` names it.")]
 
 
 @app.command()
@@ -242,6 +245,31 @@ def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = Non
         f"{settings.sampling.model} is "
         + (f"version {version.version} again" if version else "the starting adapter again")
     )
+
+
+@jobs.command("list")
+def list_jobs(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """List the training Jobs, oldest first."""
+    from flows.jobs import table
+
+    out.print(table(_load(settings_files, overrides)), soft_wrap=False)
+
+
+@jobs.command()
+def logs(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Print the logs of a Job's pods; that of a running one until it ends."""
+    from flows.jobs import cluster
+
+    cluster(_load(settings_files, overrides)).logs(job)
+
+
+@jobs.command()
+def cancel(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Delete a Job with its pods. Its checkpoints stay, and the next run goes on from there."""
+    from flows.jobs import cluster
+
+    cluster(_load(settings_files, overrides)).cancel(job)
+    say(f"Job {job} and its pods are gone")
 
 
 @exits_cleanly

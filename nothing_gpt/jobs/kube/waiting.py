@@ -70,7 +70,7 @@ class Waiting:
         """
         with Watching(self._api, self._job.name) as events:
             while True:
-                event = events.next(timeout_s=1.0)
+                event = events.next(min(1.0, self._patience.look))
                 if event is not None:  # time limits hold once all that has come is known
                     self._take(event, events)
                 elif self._silent_since is not None:
