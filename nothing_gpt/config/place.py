@@ -69,8 +69,8 @@ class PlaceSettings(Group):
     )
     adapters_path: str | None = Field(
         default=None,
-        description="gke: folder in which a vLLM elsewhere finds adapters that its fetcher takes out of the bucket, such "
-        "as /mnt/adapters of k8s/serve.yaml; empty: vLLM sees the data folder under the same path.",
+        description="gke: folder in which a vLLM elsewhere finds the adapters that its fetcher brings, such as "
+        "/mnt/adapters of k8s/serve.yaml; empty: vLLM sees the data folder under the same path.",
     )
     judge_url: str | None = Field(default=None, description="local: address of the judge; empty: OPENAI_BASE_URL.")
     base_model: str | None = Field(
