@@ -41,6 +41,8 @@ app = typer.Typer(
 )
 adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
+jobs = typer.Typer(no_args_is_help=True, help="The training Jobs on the cluster (place.gke).")
+app.add_typer(jobs, name="jobs")
 _servers = ExitStack()
 """A Prefect server, where a command needs a block of it."""
 out = Console(highlight=False, soft_wrap=True)
@@ -53,6 +55,7 @@ SettingsFiles = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `jobs list` names it.")]
 
 
 @app.command()
@@ -148,9 +151,15 @@ def serve(
 
 
 @app.command()
-def doctor(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+def doctor(
+    settings_files: SettingsFiles = DEFAULT,
+    overrides: Overrides = None,
+    place: Annotated[
+        str | None, typer.Option(help="Short for --settings deployments/PLACE.yaml, before others.")
+    ] = None,
+) -> None:
     """Check what is installed, reachable and missing, and what each lack prevents."""
-    settings = _load(settings_files, overrides)
+    settings = _load(_with_place(place, settings_files) if place else settings_files, overrides)
     from flows.doctor import examine
 
     findings = examine(settings)
@@ -238,11 +247,45 @@ def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = Non
     )
 
 
+@jobs.command("list")
+def list_jobs(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """List the training Jobs, oldest first."""
+    from flows.jobs import table
+
+    out.print(table(_load(settings_files, overrides)), soft_wrap=False)
+
+
+@jobs.command()
+def logs(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Print the logs of a Job's pods; that of a running one until it ends."""
+    from flows.jobs import cluster
+
+    cluster(_load(settings_files, overrides)).logs(job)
+
+
+@jobs.command()
+def cancel(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Delete a Job with its pods. Its checkpoints stay, and the next run goes on from there."""
+    from flows.jobs import cluster
+
+    cluster(_load(settings_files, overrides)).cancel(job)
+    say(f"Job {job} and its pods are gone")
+
+
 @exits_cleanly
 def main() -> None:
     """The program's entry."""
     with _servers:
         app()
+
+
+def _with_place(place: str, files: list[Path]) -> list[Path]:
+    """A place's own settings, and those that were given after them."""
+    file = EMBEDDED.with_name(f"{place}.yaml")
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in EMBEDDED.parent.glob("*.yaml")))
+        raise FatalError(f"--place {place}: no settings for it ({known} have some); give them with --settings")
+    return [file, *(files if files != DEFAULT else [])]
 
 
 def _load(

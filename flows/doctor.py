@@ -4,10 +4,10 @@ import asyncio
 import importlib.util
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from nothing_gpt.config import EndpointSettings, Settings
+from flows.findings import Finding, within_limit
+from nothing_gpt.config import EndpointSettings, Environment, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
@@ -15,18 +15,8 @@ from nothing_gpt.store import Store, open_store
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import IN_BUCKET, bucket_workshop
 from tasks.credentials import place_credentials
-from tasks.place import LocalPlace
 
 NEEDED_GIB = 2
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: what was looked at, whether it is well, and otherwise what it prevents and what to do."""
-
-    what: str
-    ok: bool
-    remedy: str = ""
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -35,6 +25,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_packages(),
         *_data(Path(settings.place.data)),
         *_bucket(settings),
+        *(_cluster(settings) if settings.place.kind == "gke" else ()),
         *(_embedded() if settings.place.kind == "embedded" else _endpoints(settings)),
     ]
 
@@ -70,15 +61,16 @@ def _data(data: Path) -> Iterator[Finding]:
 
 
 def _bucket(settings: Settings) -> Iterator[Finding]:
-    address = settings.place.bucket
-    if address is None:
+    place = settings.place
+    if place.bucket is None and place.kind not in IN_BUCKET:
         return
+    what = f"bucket {place.bucket or ''}".rstrip()
     try:
-        _probe(bucket_workshop(settings.place, place_credentials(settings.place)).store)
-        yield Finding(f"bucket {address}", True)
+        within_limit(lambda: _probe(bucket_workshop(place, place_credentials(place)).store))
+        yield Finding(what, True)
     except NothingGPTError as error:
-        prevents = "everything" if settings.place.kind in IN_BUCKET else "push and pull"
-        yield Finding(f"bucket {address}", False, f"prevents {prevents}; {error}")
+        prevents = "everything" if place.kind in IN_BUCKET else "push and pull"
+        yield Finding(what, False, f"prevents {prevents}; {error}")
 
 
 def _probe(store: Store) -> None:
@@ -95,17 +87,30 @@ def _embedded() -> Iterator[Finding]:
         yield Finding("vLLM's environment", False, f"prevents sampling, evaluation and promotion; {error}")
 
 
+def _cluster(settings: Settings) -> Iterator[Finding]:
+    if not importlib.util.find_spec("kubernetes"):
+        yield Finding("package kubernetes", False, "prevents training; pip install 'nothing-gpt[gcp]'")
+        return
+    from flows.doctor_gke import examine_gke
+
+    yield from examine_gke(settings)
+
+
 def _endpoints(settings: Settings) -> Iterator[Finding]:
-    place = LocalPlace(settings)
-    server, judge = place.running_server(), place.judge()
-    for what, url, served, prevents in (
-        ("vLLM", server.url, VLLM(server.url, server.api_key).models, "sampling, evaluation and promotion"),
-        ("judge", judge.connect(), lambda: asyncio.run(_served(judge)), "judging and evaluation"),
+    place, environment = settings.place, Environment()
+    serve_url, key = place.serve_url or environment.serve_url, environment.serve_api_key
+    vllm = VLLM(serve_url, key.get_secret_value() if key else None)
+    judge_url = place.judge_url or environment.openai_base_url
+    judge = Service(lambda: judge_url, settings.judge.model, settings.judge.model, environment.openai_api_key)
+    forward = f"; `kubectl -n {place.gke.namespace} port-forward service/vllm 8000` brings the cluster's here"
+    for what, url, served, prevents, hint in (
+        ("vLLM", serve_url, vllm.models, "sampling, evaluation and promotion", forward if place.kind == "gke" else ""),
+        ("judge", judge_url, lambda: asyncio.run(_served(judge)), "judging and evaluation", ""),
     ):
         try:
-            yield Finding(f"{what} {url}: serves {', '.join(list(served())[:5])}", True)
+            yield Finding(f"{what} {url}: serves {', '.join(list(within_limit(served))[:5])}", True)
         except NothingGPTError as error:
-            yield Finding(f"{what} {url}", False, f"prevents {prevents}; {error}")
+            yield Finding(f"{what} {url}", False, f"prevents {prevents}; {error}{hint}")
 
 
 async def _served(service: Service) -> list[str]:

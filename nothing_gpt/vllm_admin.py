@@ -21,6 +21,10 @@ LOAD_TIMEOUT_S = 120.0
 TRANSIENT_STATUSES = {408, 409, 429}
 
 
+class NoAdapterThere(FatalError):
+    """The server finds no adapter at the path that it was given."""
+
+
 class VLLM:
     """One server, at `base_url` with or without `/v1`; `api_key` is what it was started with as `--api-key`.
 
@@ -47,7 +51,10 @@ class VLLM:
             ) from None
 
     def load(self, name: str, path: str, in_place: bool = False) -> None:
-        """Serve the adapter at `path` (on the *server*) as `name`; `in_place`: also over a served one."""
+        """Serve the adapter at `path` (on the *server*) as `name`; `in_place`: also over a served one.
+
+        Raises NoAdapterThere, a FatalError, where the server finds none at the path.
+        """
         body = {"lora_name": name, "lora_path": path, "load_inplace": in_place}
         response = self._request("POST", "/v1/load_lora_adapter", LOAD_TIMEOUT_S, body)
         if response.status_code == 200:
@@ -59,7 +66,7 @@ class VLLM:
                 f"start vLLM with --max-lora-rank {rank[1]} or the next size it knows"
             )
         if response.status_code == 404 and message and message != "Not Found":
-            raise FatalError(
+            raise NoAdapterThere(
                 f"{path}: no adapter there on the server at {self.url}; it must hold adapter_config.json and "
                 "be readable by the server, not only by this machine"
             )

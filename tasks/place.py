@@ -110,9 +110,8 @@ class Place:
 
         def connect() -> str:
             server = self.server(models)
-            admin = VLLM(server.url, server.api_key)
-            if name not in admin.models():
-                admin.load(name, str(folder))
+            if name not in server.admin.models():
+                server.load(self.workshop.store, name, folder)
             return server.url
 
         identity = f"{weights} on {models.base.identity}"
@@ -154,7 +153,7 @@ class LocalPlace(Place):
 
     def serves(self, current: Path) -> bool:
         server = self.running_server()
-        return VLLM(server.url, server.api_key).models().get(server.name) == str(current)
+        return server.admin.models().get(server.name) == server.path(current)
 
     def running_server(self) -> Server:
         """The user's vLLM, which runs whether we do or not."""
@@ -164,6 +163,7 @@ class LocalPlace(Place):
             self.settings.sampling.model,
             base if (base / "config.json").is_file() else None,
             key.get_secret_value() if key else None,
+            self.settings.place.adapters_path,
         )
 
     def judge(self) -> Service:
@@ -194,7 +194,8 @@ class ModalPlace(LocalPlace):
 
 class GKEPlace(LocalPlace):
     """As local, but all results are in the bucket, for every machine, and training is a Job on a GKE cluster. vLLM must
-    see the data folder under the same path: what it loads is fetched there."""
+    see the data folder under the same path, to which what it loads is fetched, or have a fetcher of its own
+    (place.adapters_path)."""
 
     def train(self, models: Models, pairs: Artifact) -> Artifact:
         return train_elsewhere(self.workshop, pairs, models.start, models.base, self.settings.training, self.run_job)

@@ -19,7 +19,7 @@ from nothing_gpt.artifacts import Workshop
 from nothing_gpt.endpoint import Service
 from nothing_gpt.processes import free_port
 from nothing_gpt.store import Store, open_store
-from tests import fake_gcs
+from tests import fake_gcs, kube
 from tests.fake_endpoint import FakeEndpoint, serving
 
 REPOSITORY = Path(__file__).parent.parent
@@ -81,6 +81,20 @@ def emulator() -> Iterator[str]:
         patch.setattr(RequestHandler, "log_message", lambda *_: None)  # to the standard error, which tests look at
         with create_server("127.0.0.1", port, in_memory=True, default_bucket=fake_gcs.BUCKET):
             yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def cluster(emulator: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kube.Cluster]:
+    """A Kubernetes; its pods keep their store at the emulator."""
+    with kube.running(tmp_path_factory.mktemp("kube"), emulator) as running:
+        yield running
+
+
+@pytest.fixture
+def namespace(cluster: kube.Cluster) -> Iterator[str]:
+    """A namespace of this test's own in the cluster."""
+    with cluster.namespace() as name:
+        yield name
 
 
 @pytest.fixture

@@ -74,6 +74,11 @@ class PlaceSettings(Group):
     serve_url: str | None = Field(
         default=None, description="local: address of vLLM, such as http://127.0.0.1:8000/v1; empty: SERVE_URL."
     )
+    adapters_path: str | None = Field(
+        default=None,
+        description="gke: folder in which a vLLM elsewhere finds the adapters that its fetcher brings, such as "
+        "/mnt/adapters of k8s/serve.yaml; empty: vLLM sees the data folder under the same path.",
+    )
     judge_url: str | None = Field(default=None, description="local: address of the judge; empty: OPENAI_BASE_URL.")
     base_model: str | None = Field(
         default=None, description="local: base model that is trained, a folder or a hub name."

@@ -17,6 +17,7 @@ from nothing_gpt.artifacts import Workshop, lease
 from nothing_gpt.endpoint import classify
 from nothing_gpt.errors import FatalError, NothingGPTError
 from nothing_gpt.records import Message
+from nothing_gpt.serve import fetch
 from nothing_gpt.serve.registry import Registry, Version, promoted, read_registry, rolled_back, swap, unchanged
 from nothing_gpt.store import Store
 from nothing_gpt.vllm_admin import VLLM
@@ -31,17 +32,34 @@ NOISE = 0.02
 
 @dataclass(frozen=True)
 class Server:
-    """The live vLLM: its address and key, the stable name, and the base its adapters must fit, where it is at hand."""
+    """The live vLLM: its address and key, the stable name, and the base its adapters must fit, where it is at hand.
+    `adapters` is the folder into which a fetcher brings it adapters (fetch.py); None: it sees our own paths."""
 
     url: str
     name: str
     base: Path | None = None
     api_key: str | None = field(default=None, repr=False)
+    adapters: str | None = None
+
+    @property
+    def admin(self) -> VLLM:
+        return VLLM(self.url, self.api_key)
+
+    def path(self, folder: Path) -> str:
+        """An adapter's folder, in our store's <stage>/<fingerprint>, as the server sees it."""
+        return f"{self.adapters}/{folder.parent.name}/{folder.name}" if self.adapters else str(folder)
+
+    def load(self, store: Store, name: str, folder: Path, in_place: bool = False) -> None:
+        """Serves the adapter in the folder as `name`. Raises as `VLLM.load`, and as `fetch.load`."""
+        if self.adapters:
+            fetch.load(store, self.admin, name, self.path(folder), in_place)
+        else:
+            self.admin.load(name, str(folder), in_place)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter that passed the gate: its folder as the server sees it, and what to write into the registry."""
+    """An adapter that passed the gate: its folder, and what to write into the registry."""
 
     folder: Path
     artifact: str
@@ -145,28 +163,28 @@ def _switch(
 ) -> None:
     """Swaps the stable name to `folder`, proves it, and writes `after` in place of `registry`; on any failure the
     stable name goes back to what the store's registry says."""
-    unchanged(workshop.store, registry)
-    admin = VLLM(server.url, server.api_key)
-    served = admin.models()
+    store, path = workshop.store, server.path(folder)
+    unchanged(store, registry)
+    served = server.admin.models()
     versioned = versioned_name(server.name, adapter_digest(folder))
     if versioned not in served:
-        admin.load(versioned, str(folder))
+        server.load(store, versioned, folder)
     proof = _answer(server, versioned, conversation)
     # A switch that was killed half-way may have left the stable name with this adapter already.
-    other = served.get(server.name) not in (None, str(folder))
+    other = served.get(server.name) not in (None, path)
     before = _answer(server, server.name, conversation) if other else None
     try:
-        admin.load(server.name, str(folder), in_place=True)
-        root = admin.models().get(server.name)
-        if root != str(folder):
-            raise FatalError(f"promote: {server.url} serves {server.name!r} from {root}, not from {folder}")
+        server.load(store, server.name, folder, in_place=True)
+        root = server.admin.models().get(server.name)
+        if root != path:
+            raise FatalError(f"promote: {server.url} serves {server.name!r} from {root}, not from {path}")
         now = _answer(server, server.name, conversation)
         if not _alike(now, proof, FIRST_TOKENS) or (before and _alike(now, before, PROOF_TOKENS)):
             raise FatalError(f"promote: after the switch {server.name!r} does not answer as the new adapter does")
-        swap(workshop.store, registry, after)
+        swap(store, registry, after)
     except BaseException as failure:
         try:
-            admin.load(server.name, str(current_folder(workshop, start)), in_place=True)
+            server.load(store, server.name, current_folder(workshop, start), in_place=True)
         except NothingGPTError as error:
             raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
         raise

@@ -42,7 +42,8 @@ def main() -> None:
     if not environment.base_model:
         raise FatalError("BASE_MODEL is not set; name the base model that the adapter belongs to")
     os.environ.setdefault("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")
-    line = command(environment.base_model, environment.adapter_path, SamplingSettings().model)
+    # A link to the current adapter may point elsewhere tomorrow; what is served says which adapter it is.
+    line = command(environment.base_model, environment.adapter_path.resolve(), SamplingSettings().model)
     os.execvp(line[0], [*line, *sys.argv[1:]])
 
 

@@ -80,7 +80,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine(cluster: Cluster, namespace: str, emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(
+    cluster: Cluster, namespace: str, emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Machine:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -115,7 +117,9 @@ def test_preempted_twice_and_its_flow_killed_it_ends_as_if_undisturbed(machine: 
     disturbed = machine.trained
 
     machine.finish(machine.train(model, kind="local", data=machine.folder / "undisturbed"))
-    undisturbed = json.loads(next((machine.folder / "undisturbed" / "store" / "train").glob("*/metrics.json")).read_text())
+    undisturbed = json.loads(
+        next((machine.folder / "undisturbed" / "store" / "train").glob("*/metrics.json")).read_text()
+    )
     for figure in ("eval_loss", "eval_margin", "train_loss"):
         assert disturbed[figure] == pytest.approx(undisturbed[figure], abs=1e-4)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.processes import free_port
 from tests.fake_gcs import FakeGCS
 from tests.flows.conftest import Call
 
@@ -57,3 +58,16 @@ def test_the_doctor_tries_the_bucket_and_leaves_nothing_there(cloud: Call, gcs: 
         "MISSING  bucket gs://bucket/runs: prevents push and pull; gs://bucket/runs/probe: forbidden (no "
         "storage.objects.delete); give the account roles/storage.objectUser on the bucket"
     ) in cloud("doctor").out
+
+
+def test_the_doctor_misses_the_bucket_of_a_place_that_keeps_everything_there(program: Call) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}/v1"
+    values = {
+        "place.kind": "gke",
+        "place.base_model": "some/model",
+        "prompts.paths": "[prompts.jsonl]",
+        "place.serve_url": nowhere,
+        "place.judge_url": nowhere,
+    }
+    ended = program("doctor", *(part for name, value in values.items() for part in ("--set", f"{name}={value}")))
+    assert "MISSING  bucket: prevents everything; place.bucket: not set; give gs://BUCKET/PREFIX" in ended.out

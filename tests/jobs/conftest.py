@@ -1,27 +1,65 @@
-"""The deployed app, imported as `modal deploy` imports it, and a fake of the cloud it runs in."""
+"""The training Job with a small shell script in place of training, in a namespace of its own."""
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
+from kubernetes import client
 
-from tests.conftest import REPOSITORY
-from tests.jobs.fake_modal import Cloud
+from nothing_gpt.config import GKESettings
+from nothing_gpt.jobs.gke import GKE
+from nothing_gpt.jobs.kube.waiting import Patience
+from tests.kube import REPOSITORY, Cluster
 
+MANIFEST = REPOSITORY / "k8s" / "train-job.yaml"
+IMAGE = "registry.example/train@sha256:" + "0" * 64
+STORE = "gs://bucket/prefix"
+HASTY = Patience(request=3, submit=30, mending=1, deletion=60, look=0.2)
 
-def import_app() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("modal_app", REPOSITORY / "deployments" / "modal_app.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+Write = Callable[..., str]
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """Modal, with the app deployed; `nothing_gpt.jobs.modal` talks to it."""
-    cloud = Cloud(tmp_path / "cloud", import_app())
-    monkeypatch.setattr("nothing_gpt.jobs.modal.modal", cloud.client())
-    return cloud
+def write_manifest(tmp_path: Path) -> Write:
+    """Writes the project's manifest with another command, and other values in the Job's and the pod's spec."""
+
+    def write(script: str, pod: dict[str, Any] | None = None, **spec: Any) -> str:
+        job = yaml.safe_load(MANIFEST.read_text())
+        job["spec"] |= spec
+        job["spec"]["template"]["spec"] |= pod or {}
+        job["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", script, "sh"]
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job))
+        return str(path)
+
+    return write
+
+
+class Told(list[str]):
+    """What was said and what the log's lines were, in order: lines after `> `."""
+
+    def gke(self, settings: GKESettings, patience: Patience = HASTY) -> GKE:
+        return GKE(settings, self.append, lambda line: self.append(f"> {line}"), patience)
+
+    @property
+    def lines(self) -> list[str]:
+        return [entry[2:] for entry in self if entry.startswith("> ")]
+
+    @property
+    def said(self) -> str:
+        return "\n".join(entry for entry in self if not entry.startswith("> "))
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def secrets(cluster: Cluster, namespace: str) -> None:
+    """The secrets of the manifest. The test cluster's node wants even the optional one."""
+    for name, key in {"hf-secret": "HF_TOKEN", "wandb-secret": "WANDB_API_KEY"}.items():
+        secret = client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data={key: "x"})
+        client.CoreV1Api(cluster.api).create_namespaced_secret(namespace, secret)

@@ -14,7 +14,7 @@ from nothing_gpt.jobs.modal import modal_run
 from nothing_gpt.processes import Run
 from nothing_gpt.store import open_store
 from tests.chain import tiny
-from tests.jobs.fake_modal import Cloud
+from tests.jobs.modal.fake_modal import Cloud
 
 pytestmark = [
     pytest.mark.chain,

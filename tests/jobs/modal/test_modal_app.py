@@ -13,7 +13,7 @@ from nothing_gpt.config.place import ModalSettings
 from nothing_gpt.loading import load_settings
 from tests.conftest import REPOSITORY
 from tests.jobs import fake_modal
-from tests.jobs.conftest import import_app
+from tests.jobs.modal.conftest import import_app
 
 
 @pytest.fixture(scope="module")

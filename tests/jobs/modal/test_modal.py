@@ -21,20 +21,20 @@ from nothing_gpt.jobs.modal import modal_run
 from tests.conftest import REPOSITORY
 from tests.fake_vllm import save_adapter, save_base
 from tests.jobs import trainee
-from tests.jobs.conftest import import_app
-from tests.jobs.fake_modal import Cloud
+from tests.jobs.modal.conftest import import_app
+from tests.jobs.modal.fake_modal import Cloud
 
 pytestmark = pytest.mark.filterwarnings("ignore:The train function is executing locally:UserWarning")
 
-MODULE = "tests.jobs.trainee"
+MODULE = "tests.jobs.modal.trainee"
 RUN = "0123456789abcdef"
 Train = Callable[..., Path]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from nothing_gpt.jobs import modal
-from tests.jobs.conftest import import_app
-from tests.jobs.fake_modal import Cloud
+from tests.jobs.modal.conftest import import_app
+from tests.jobs.modal.fake_modal import Cloud
 from tests.jobs.test_modal import ask
 
 cloud = Cloud(Path(sys.argv[1], "cloud"), import_app())

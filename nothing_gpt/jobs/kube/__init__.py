@@ -1,0 +1,1 @@
+"""What `gke` knows of Kubernetes: its API, a Job's objects, how they are watched, and what they say of themselves."""
