@@ -3,9 +3,14 @@
 from rich.table import Table
 
 from nothing_gpt.config import Settings
-from nothing_gpt.jobs.gke import GKE
-from nothing_gpt.jobs.kube.diagnosis import ended
-from nothing_gpt.jobs.kube.objects import PodState
+from nothing_gpt.errors import FatalError
+
+try:
+    from nothing_gpt.jobs.gke import GKE
+    from nothing_gpt.jobs.kube.diagnosis import ended
+    from nothing_gpt.jobs.kube.objects import PodState
+except ModuleNotFoundError as missing:
+    raise FatalError(f"place.gke: needs the package {missing.name}; pip install 'nothing-gpt[gcp]'") from None
 
 
 def cluster(settings: Settings) -> GKE:

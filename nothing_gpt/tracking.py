@@ -37,7 +37,7 @@ class Tracking:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        online = "WANDB_API_KEY" in os.environ and os.environ.get("WANDB_MODE", "online") == "online"
+        online = bool(os.environ.get("WANDB_API_KEY")) and os.environ.get("WANDB_MODE", "online") == "online"
         self._wandb = self._start("online") if online else None
         self._online = self._wandb is not None
         if self._wandb is None and os.environ.get("WANDB_MODE") != "disabled":

@@ -35,13 +35,17 @@ class Command:
         """The exit code; what it printed is in the log."""
         return self.process.wait(timeout_s)
 
-    def kill_everything_when(self, reached: Callable[[], bool], timeout_s: float = 300) -> None:
-        """SIGKILL to every process of the command at once, as soon as `reached` says so."""
+    def until(self, reached: str | Callable[[], object], timeout_s: float = 300) -> None:
+        """Waits until `reached` says so, or is in the output."""
         deadline = time.monotonic() + timeout_s
-        while not reached():
-            assert self.process.poll() is None, f"it ended before it could be killed:\n{self.output}"
+        while not (reached in self.output if isinstance(reached, str) else reached()):
+            assert self.process.poll() is None, f"it ended too soon:\n{self.output}"
             assert time.monotonic() < deadline, f"never reached:\n{self.output}"
             time.sleep(0.05)
+
+    def kill_everything_when(self, reached: Callable[[], bool], timeout_s: float = 300) -> None:
+        """SIGKILL to every process of the command at once, as soon as `reached` says so."""
+        self.until(reached, timeout_s)
         for pid in self.alive():
             try:
                 os.kill(pid, signal.SIGKILL)

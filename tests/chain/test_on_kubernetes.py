@@ -1,8 +1,9 @@
-"""The place `gke` from end to end: real flows, a real Kubernetes whose pods train for real, a Cloud Storage server that is
-not ours. Only the machines are missing under it.
+"""The place `gke` from end to end: real flows, a real Kubernetes whose pods train for real, and a Cloud Storage server
+that is not ours. Only the machines under it are missing.
 """
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,16 +68,23 @@ class Machine:
     def pods(self) -> list[Any]:
         return [pod for job in self.jobs for pod in self.cluster.pods(self.namespace, job.metadata.name)]
 
-    @property
-    def trained(self) -> dict[str, Any]:
-        """The metrics of the one training in the bucket."""
-        (manifest,) = [key for key in self.store.list("train") if key.endswith("/manifest.json")]
-        return json.loads(self.store.read(manifest.replace("manifest", "metrics")) or b"")
+    def preempt_after_another_checkpoint(self, running: Command) -> None:
+        """Takes the pod away once it has a checkpoint more in the bucket; returns when the next one is there."""
+        seen, pods = self.checkpoints(), self.pods
+        running.until(lambda: self.checkpoints() - seen)
+        self.cluster.preempt(self.pods[-1].metadata.name, self.namespace)
+        wait_for(lambda: len(self.pods) > len(pods or [None]), "another pod")
 
     def checkpoints(self) -> set[str]:
         """Names of the whole ones in the bucket."""
         keys = [key.split("/") for key in self.store.list("checkpoints")]
         return {key[-2] for key in keys if key[-1] == COMPLETE and key[-2].startswith("checkpoint-")}
+
+
+def metrics(store: Store) -> dict[str, Any]:
+    """Those of the one training in a store."""
+    (key,) = [key for key in store.list("train") if key.endswith("/metrics.json")]
+    return json.loads(store.read(key) or b"")
 
 
 @pytest.fixture
@@ -86,8 +94,9 @@ def machine(
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    secret = client.V1Secret(metadata=client.V1ObjectMeta(name="hf-secret"), string_data={"HF_TOKEN": "any"})
-    client.CoreV1Api(cluster.api).create_namespaced_secret(namespace, secret)
+    for name, key in {"hf-secret": "HF_TOKEN", "wandb-secret": "WANDB_API_KEY"}.items():
+        secret = client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data={key: ""})
+        client.CoreV1Api(cluster.api).create_namespaced_secret(namespace, secret)
     store = open_store(f"gs://{fake_gcs.BUCKET}/{namespace}", cache=tmp_path / "look")
     return Machine(cluster, namespace, tmp_path, store)
 
@@ -98,35 +107,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_preempted_twice_and_its_flow_killed_it_ends_as_if_undisturbed(machine: Machine, model: Path) -> None:
-    running = machine.train(model)
-    seen: set[str] = set()
-    for number in (1, 2):
-        wait_for(lambda: machine.checkpoints() - seen or running.process.poll() is not None, "a new checkpoint")
-        assert running.process.poll() is None, running.output
-        seen = machine.checkpoints()
-        machine.cluster.preempt(machine.pods[-1].metadata.name, machine.namespace)
-        wait_for(lambda count=number: len(machine.pods) > count, "another pod")
-        if number == 1:
-            running.kill_everything_when(lambda: True)
-            running = machine.train(model)
-            wait_for(lambda: "found" in running.output or running.process.poll() is not None, "the Job is found")
-    output = machine.finish(running)
+    first = machine.train(model)
+    machine.preempt_after_another_checkpoint(first)
+    first.kill_everything_when(lambda: True)
+    second = machine.train(model)
+    second.until("found")
+    machine.preempt_after_another_checkpoint(second)
+    output = machine.finish(second)
     assert len(machine.jobs) == 1
     assert len(machine.pods) == 3
     assert "going on from checkpoint-" in output
-    disturbed = machine.trained
 
     machine.finish(machine.train(model, kind="local", data=machine.folder / "undisturbed"))
-    undisturbed = json.loads(
-        next((machine.folder / "undisturbed" / "store" / "train").glob("*/metrics.json")).read_text()
-    )
+    store = open_store(str(machine.folder / "undisturbed" / "store"))
     for figure in ("eval_loss", "eval_margin", "train_loss"):
-        assert disturbed[figure] == pytest.approx(undisturbed[figure], abs=1e-4)
+        assert metrics(machine.store)[figure] == pytest.approx(metrics(store)[figure], abs=1e-4)
 
 
 def test_a_cancelled_flow_leaves_neither_job_nor_pods(machine: Machine, model: Path) -> None:
     running = machine.train(model)
-    wait_for(lambda: "step" in running.output or running.process.poll() is not None, "training steps")
+    running.until("train: step")
     running.process.send_signal(signal.SIGINT)
     assert running.wait() != 0
     assert machine.jobs == []
@@ -168,7 +168,7 @@ def test_a_run_trains_in_the_cluster_and_promotes_what_comes_back(machine: Machi
     output = machine.finish(machine.start("run", *embedded.options, **embedded.place))
     (version,) = read_registry(machine.store).versions
     assert (version.place, f"train/{version.fingerprint}") == ("gke", version.artifact)
-    assert machine.trained["step0_loss"] == pytest.approx(machine.trained["step0_expected"], abs=0.02)
+    assert metrics(machine.store)["step0_loss"] == pytest.approx(math.log(2), abs=0.02)
     assert "Promoted: the new adapter is served as seinfeld" in output
     assert embedded.vllm.models()["seinfeld"].endswith(version.artifact)
     assert [job.status.succeeded for job in machine.jobs] == [1]

@@ -20,7 +20,7 @@ from nothing_gpt.jobs import modal_worker
 from nothing_gpt.jobs.modal import modal_run
 from tests.conftest import REPOSITORY
 from tests.fake_vllm import save_adapter, save_base
-from tests.jobs import trainee
+from tests.jobs.modal import trainee
 from tests.jobs.modal.conftest import import_app
 from tests.jobs.modal.fake_modal import Cloud
 
