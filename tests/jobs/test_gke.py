@@ -172,7 +172,7 @@ def test_no_cluster_is_one_line(tmp_path: Path, told: Told, monkeypatch: pytest.
 
 
 def test_a_watch_that_expired_or_broke_off_begins_anew_and_nothing_is_missed(fake: FakeApi, start: Run) -> None:
-    fake.faults |= {"watch-pods": ["gone", "cut", 503], "watch-jobs": [500, "gone", "cut"], "list-pods": [429]}
+    fake.faults |= {"watch-pods": ["gone", "cut", 503], "watch-jobs": [500, "gone", 401, "cut"], "list-pods": [429]}
     run = start()
     trains(fake)
     wait_for(lambda: not any(fake.faults.values()), "all faults have happened")
