@@ -1,7 +1,6 @@
 """Submitting and waiting, against an API server that does what a control plane seldom does."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -12,11 +11,11 @@ import pytest
 
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError, TransientError
-from nothing_gpt.jobs.kube import waiting, watching
+from nothing_gpt.jobs.kube import watching
 from nothing_gpt.jobs.kube.manifest import job_name
 from nothing_gpt.jobs.kube.waiting import Patience
 from tests.jobs import objects
-from tests.jobs.conftest import HASTY, IMAGE, MANIFEST, STORE, Told
+from tests.jobs.conftest import HASTY, IMAGE, MANIFEST, STORE, Clock, Told
 from tests.jobs.fake_api import FakeApi, serving
 from tests.kube import wait_for
 
@@ -263,25 +262,6 @@ def test_a_log_that_went_with_its_node_is_not_waited_for(fake: FakeApi, start: R
 
 
 # Outages and time limits.
-
-
-class Clock:
-    """The time as the wait sees it, which a test moves on."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(waiting, "time", clock)
-    monkeypatch.setattr(watching, "WATCH_S", 1)
-    monkeypatch.setattr(watching, "QUIET_S", 3.0)
-    return clock
 
 
 def goes_silent(fake: FakeApi) -> None:
