@@ -1,5 +1,6 @@
 """The training Job with a small shell script in place of training, in a namespace of its own."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from kubernetes import client
 
 from nothing_gpt.config import GKESettings
 from nothing_gpt.jobs.gke import GKE
+from nothing_gpt.jobs.kube import waiting, watching
 from nothing_gpt.jobs.kube.waiting import Patience
 from tests.kube import REPOSITORY, Cluster
 
@@ -63,3 +65,22 @@ def secrets(cluster: Cluster, namespace: str) -> None:
     for name, key in {"hf-secret": "HF_TOKEN", "wandb-secret": "WANDB_API_KEY"}.items():
         secret = client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data={key: "x"})
         client.CoreV1Api(cluster.api).create_namespaced_secret(namespace, secret)
+
+
+class Clock:
+    """The time as the wait sees it, which a test moves on."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(waiting, "time", clock)
+    monkeypatch.setattr(watching, "WATCH_S", 1)
+    monkeypatch.setattr(watching, "QUIET_S", 3.0)
+    return clock

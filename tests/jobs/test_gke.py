@@ -1,7 +1,6 @@
 """Submitting and waiting, against an API server that does what a control plane seldom does."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -12,11 +11,11 @@ import pytest
 
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError, TransientError
-from nothing_gpt.jobs.kube import waiting, watching
+from nothing_gpt.jobs.kube import watching
 from nothing_gpt.jobs.kube.manifest import job_name
 from nothing_gpt.jobs.kube.waiting import Patience
 from tests.jobs import objects
-from tests.jobs.conftest import HASTY, IMAGE, MANIFEST, STORE, Told
+from tests.jobs.conftest import HASTY, IMAGE, MANIFEST, STORE, Clock, Told
 from tests.jobs.fake_api import FakeApi, serving
 from tests.kube import wait_for
 
@@ -140,11 +139,11 @@ def test_faults_of_the_api_server_while_submitting_are_ridden_out(
 def test_a_lost_answer_to_the_submission_makes_no_second_job(fake: FakeApi, start: Run) -> None:
     fake.faults["create"] = ["hang"]
     ended_job(fake)  # it was made all the same
-    run = start(replace(PATIENT, request=0.3))
+    run = start(replace(PATIENT, request=1))
     trains(fake)
     succeeds(fake)
     run.result(timeout=60)
-    assert fake.requests.count("create") == 2
+    assert fake.requests.count("create") >= 2
     assert "delete" not in fake.requests
 
 
@@ -172,7 +171,7 @@ def test_no_cluster_is_one_line(tmp_path: Path, told: Told, monkeypatch: pytest.
 
 
 def test_a_watch_that_expired_or_broke_off_begins_anew_and_nothing_is_missed(fake: FakeApi, start: Run) -> None:
-    fake.faults |= {"watch-pods": ["gone", "cut", 503], "watch-jobs": [500, "gone", "cut"], "list-pods": [429]}
+    fake.faults |= {"watch-pods": ["gone", "cut", 503], "watch-jobs": [500, "gone", 401, "cut"], "list-pods": [429]}
     run = start()
     trains(fake)
     wait_for(lambda: not any(fake.faults.values()), "all faults have happened")
@@ -253,7 +252,7 @@ def test_the_logs_of_successive_pods_come_in_order_with_the_reason_between(
 
 def test_a_log_that_went_with_its_node_is_not_waited_for(fake: FakeApi, start: Run, told: Told) -> None:
     run = start()
-    fake.faults["log"] = [500] * 20
+    fake.faults["log"] = [500] * 100
     trains(fake)
     wait_for(lambda: "log" in fake.requests or run.done(), "the log is asked for")
     ends(fake)
@@ -263,25 +262,6 @@ def test_a_log_that_went_with_its_node_is_not_waited_for(fake: FakeApi, start: R
 
 
 # Outages and time limits.
-
-
-class Clock:
-    """The time as the wait sees it, which a test moves on."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(waiting, "time", clock)
-    monkeypatch.setattr(watching, "WATCH_S", 1)
-    monkeypatch.setattr(watching, "QUIET_S", 3.0)
-    return clock
 
 
 def goes_silent(fake: FakeApi) -> None:

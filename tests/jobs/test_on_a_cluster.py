@@ -189,7 +189,7 @@ def silence_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_api_server_that_hangs_in_mid_run_neither_ends_nor_doubles_the_job(
     cluster: Cluster, namespace: str, write_manifest: Write, told: Told, tmp_path: Path
 ) -> None:
-    script = STEPS.format(state=tmp_path / "steps", steps=150)
+    script = STEPS.format(state=tmp_path / "steps", steps=80)
     gke = told.gke(GKESettings(namespace=namespace, manifest=write_manifest(script), scheduling_minutes=0.1))
     with ThreadPoolExecutor() as pool:
         run = pool.submit(gke.run, FINGERPRINT, STORE, IMAGE)
@@ -202,7 +202,7 @@ def test_an_api_server_that_hangs_in_mid_run_neither_ends_nor_doubles_the_job(
             cluster.resume()
         run.result(timeout=120)
     assert "the cluster answers again" in told.said
-    assert told.lines == [*(f"step {step}" for step in range(1, 151)), "trained"]
+    assert told.lines == [*(f"step {step}" for step in range(1, 81)), "trained"]
     assert len(cluster.pods(namespace, NAME)) == 1
 
 

@@ -49,7 +49,7 @@ class Waiting:
         self._api, self._job, self._settings, self._patience = api, job, settings, patience
         self._say, self._on_line = say, on_line
         self._pods: tuple[PodState, ...] = ()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._logs_begun: set[str] = set()
         self._log_open = False
@@ -139,15 +139,16 @@ class Waiting:
         self._pods = pods
         for pod in pods:
             if pod.started:
-                self._tell(pod.name, f"pod {pod.name} runs on {pod.node}")
+                self._tell(f"{pod.name} runs", f"pod {pod.name} runs on {pod.node}")
             if pod.ended and pod.exit_code != 0:
                 self._tell(f"{pod.name} ended", f"pod {pod.name} {diagnosis.ended(pod)}")
         if was_running or any(pod.started and not pod.ended for pod in pods):
             self._idle_since, self._stuck_since, self._why = time.monotonic(), None, ""
 
     def _tell(self, what: str, message: str) -> None:
-        if (what, message) not in self._told:
-            self._told.add((what, message))
+        """Says what happened to a pod, once."""
+        if what not in self._told:
+            self._told.add(what)
             self._say(message)
 
     def _open_next_log(self, events: Watching) -> None:

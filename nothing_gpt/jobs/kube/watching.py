@@ -28,6 +28,9 @@ LOST_LOG_TRIES = 5
 """An ended pod's log that cannot be had so often is lost with its node."""
 
 GONE = 410
+"""Status of a watch that goes too far back."""
+EXPIRED = 401
+"""Status while credentials are renewed. Those that stay bad end the wait as an outage does."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,9 @@ class Watching:
             except (TransientError, ValueError) as error:  # ValueError: an event broken off in its middle
                 yield Silent(str(error))
             except Refused as error:
-                if error.status != GONE and error.status < 500:
+                if error.status == EXPIRED:
+                    yield Silent(str(error))
+                elif error.status != GONE and error.status < 500:
                     raise
             self._stop.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
