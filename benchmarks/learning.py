@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from nothing_gpt.config import TrainingSettings
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.loading import load_settings
 
@@ -50,18 +51,23 @@ def train(place: Path, group: str, seed: int) -> Trained:
     overrides = [f"training.eval_steps={eval_steps}", "training.quantization=none"]
     settings = load_settings(file, overrides, seed).training
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (work / "settings.json").write_text(settings.model_dump_json())
-        places = {
-            "SFT_ADAPTER_PATH": str(artifact(place, "sft")),
-            "ADAPTER_PATH": str(work / "adapter"),
-            "DPO_DATA_PATH": str(artifact(place, "pairs")),
-            "BASE_MODEL": str(artifact(place, "base")),
-        }
-        run_module("nothing_gpt.dpo.train", ["--settings", str(work / "settings.json")], places, work / "log")
-        metrics = json.loads((work / "adapter" / "metrics.json").read_text())
-        rows = [json.loads(line) for line in (work / "adapter" / "steps.jsonl").read_text().splitlines()]
+        adapter = trained(place, artifact(place, "pairs"), settings, Path(folder))
+        metrics = json.loads((adapter / "metrics.json").read_text())
+        rows = [json.loads(line) for line in (adapter / "steps.jsonl").read_text().splitlines()]
     return Trained(group, place.name, metrics, [row for row in rows if "eval_loss" in row])
+
+
+def trained(place: Path, pairs: Path, settings: TrainingSettings, work: Path) -> Path:
+    """A folder in `work` with a place's starting adapter, trained by the program that the chain runs."""
+    (work / "settings.json").write_text(json.dumps({"training": settings.model_dump()}))
+    places = {
+        "SFT_ADAPTER_PATH": str(artifact(place, "sft")),
+        "ADAPTER_PATH": str(work / "adapter"),
+        "DPO_DATA_PATH": str(pairs),
+        "BASE_MODEL": str(artifact(place, "base")),
+    }
+    run_module("nothing_gpt.dpo.train", ["--settings", str(work / "settings.json")], places, work / "log")
+    return work / "adapter"
 
 
 def artifact(place: Path, stage: str) -> Path:

@@ -17,9 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import DEPLOYMENTS, artifact
+from benchmarks.learning import DEPLOYMENTS, artifact, trained
 from nothing_gpt.embedded.scripts import CHARACTERS, THINGS, words_of
-from nothing_gpt.jobs.local import run_module
 from nothing_gpt.loading import load_settings
 from nothing_gpt.records import read_jsonl, write_jsonl
 
@@ -72,17 +71,9 @@ def train(place: Path, seed: int, noise: float, loss: str, pairs: int, held_out:
     settings = load_settings(DEPLOYMENTS / "embedded.yaml", overrides, seed).training
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        (work / "settings.json").write_text(settings.model_dump_json())
         write_jsonl(work / "train.jsonl", swapped(rows[:pairs], noise, dice))
         write_jsonl(work / "val.jsonl", rows[pairs:])
-        places = {
-            "SFT_ADAPTER_PATH": str(artifact(place, "sft")),
-            "ADAPTER_PATH": str(work / "adapter"),
-            "DPO_DATA_PATH": folder,
-            "BASE_MODEL": str(artifact(place, "base")),
-        }
-        run_module("nothing_gpt.dpo.train", ["--settings", str(work / "settings.json")], places, work / "log")
-        return json.loads((work / "adapter" / "metrics.json").read_text())
+        return json.loads((trained(place, work, settings, work) / "metrics.json").read_text())
 
 
 def main() -> None:

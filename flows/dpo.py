@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.record import RunRecord, StageName
-from nothing_gpt.adapters import Base
+from nothing_gpt.bases import Base
 from nothing_gpt.config import (
     GateSettings,
     JudgeSettings,

@@ -11,10 +11,11 @@ from prefect import flow
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage
+from nothing_gpt.bases import known_base
 from nothing_gpt.config import PlaceSettings, Settings, TrainingSettings
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.results import training_metrics
-from tasks.place import Models, Place, known_base, make_place
+from tasks.place import Models, Place, make_place
 from tasks.train import train
 
 GIVEN_PAIRS = Stage("given-pairs", 1)

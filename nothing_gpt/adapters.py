@@ -1,9 +1,12 @@
-"""An adapter's files: their digest, what makes them servable, and how far one adapter is from another.
+"""An adapter's files: their digest, what makes them servable, how far one adapter is from another, where one may stand.
 
 Torch is imported where tensors are read, so that a flow that only passes adapters on does not pay for it.
 """
 
 import json
+import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -11,32 +14,38 @@ from typing import TYPE_CHECKING, Any
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import digest, file_digest
+from nothing_gpt.store import reporting_disk
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+UNSERVED = ("use_dora", "modules_to_save", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora")
+"""What a configuration may ask for beyond plain LoRA that vLLM refuses (its lora/peft_helper.py)."""
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM's max_lora_rank may have; an adapter is served with the next one up."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter that was found whole: rank `r`, name of its base, number of parameters."""
+    """A LoRA adapter that was found whole: its largest rank, name of its base, number of parameters."""
 
     rank: int
     base: str
     parameters: int
 
 
-@dataclass(frozen=True)
-class Base:
-    """A base model: a folder or hub name to load it from, what it is, whatever its address, a hub model's commit."""
+def base_name(folder: Path) -> str:
+    """The base model that an adapter names: the folder or hub name that it was trained on.
 
-    location: str
-    identity: str
-    revision: str | None = None
+    Raises:
+        FatalError: it names none, or is no adapter.
+    """
+    name = _config(folder).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise FatalError(f"{folder / CONFIG}: names no base model; give it (BASE_MODEL, or place.base_model)")
+    return name
 
 
 def adapter_digest(folder: Path) -> str:
@@ -71,14 +80,17 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
             for another task than text; shapes of another base.
     """
     config = _config(folder)
-    for feature in ("use_dora", "modules_to_save"):
+    for feature in UNSERVED:
         if config.get(feature):
             raise FatalError(
                 f"{folder / CONFIG}: {feature} is set, which vLLM cannot serve; train a plain LoRA adapter"
             )
-    rank = config.get("r")
-    if config.get("peft_type") != "LORA" or not isinstance(rank, int):
-        raise FatalError(f"{folder / CONFIG}: not a LoRA adapter (peft_type {config.get('peft_type')!r}, r {rank!r})")
+    rank, own_ranks = config.get("r"), config.get("rank_pattern") or {}
+    if config.get("peft_type") != "LORA" or not isinstance(rank, int) or not isinstance(own_ranks, dict):
+        raise FatalError(
+            f"{folder / CONFIG}: not a LoRA adapter (peft_type {config.get('peft_type')!r}, r {rank!r}, rank_pattern "
+            f"{own_ranks!r})"
+        )
     for name in ("r", "lora_alpha"):
         value = config.get(name, 1)  # a configuration may leave lora_alpha to PEFT
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
@@ -89,6 +101,7 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
         )
     shapes = _base_shapes(base) if base else None
     tensors = _tensors(folder)
+    ranks: set[int] = set()
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise FatalError(f"{folder / WEIGHTS}: {name} holds NaN or infinity; this adapter must not be served")
@@ -97,20 +110,25 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
             raise FatalError(f"{folder / WEIGHTS}: {name} is no LoRA matrix; train a plain LoRA adapter")
         if ".lm_head." in name:  # the loss takes the head's weights and does not call it, so this would not be trained
             raise FatalError(f"{folder / WEIGHTS}: {name}: lm_head cannot be trained; give an adapter without it")
-        if tensor.shape[0 if side == "lora_A" else 1] != rank:
-            raise FatalError(f"{folder / WEIGHTS}: {name} has shape {tuple(tensor.shape)}, but {CONFIG} says r={rank}")
+        module = name.removeprefix("base_model.model.").partition(f".{side}.")[0]
+        found, said = tensor.shape[0 if side == "lora_A" else 1], _own(own_ranks, module) or rank
+        ranks.add(found)
+        if found != said:
+            raise FatalError(
+                f"{folder / WEIGHTS}: {name} has rank {found}, but by r and rank_pattern of {CONFIG} it has {said}: "
+                "the two files are not of one adapter; make it again"
+            )
         other = "lora_B" if side == "lora_A" else "lora_A"
         if name.replace(f".{side}.", f".{other}.") not in tensors:
             raise FatalError(f"{folder / WEIGHTS}: {name} has no {other} beside it; a part is lost, make it again")
         if shapes is not None:
-            target = name.removeprefix("base_model.model.").partition(f".{side}.")[0] + ".weight"
-            expected = shapes.get(target)
+            expected = shapes.get(f"{module}.weight")
             if expected is None or tensor.shape[1 if side == "lora_A" else 0] != expected[1 if side == "lora_A" else 0]:
                 raise FatalError(
                     f"{folder}: made for another base model ({config.get('base_model_name_or_path')}): "
                     f"{name} does not fit {base}"
                 )
-    return Adapter(rank, str(config.get("base_model_name_or_path")), sum(t.numel() for t in tensors.values()))
+    return Adapter(max(ranks), str(config.get("base_model_name_or_path")), sum(t.numel() for t in tensors.values()))
 
 
 def changed_share(before: Path, after: Path) -> float:
@@ -126,6 +144,24 @@ def changed_share(before: Path, after: Path) -> float:
     return changed / sum(tensor.numel() for tensor in old.values())
 
 
+def check_output(output: Path) -> None:
+    """Raises FatalError where no folder can come to stand: better now than after hours."""
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise FatalError(f"ADAPTER_PATH: {there} is a file; give the path of a folder, which need not exist yet")
+
+
+def publish(finished: Path, output: Path) -> None:
+    """Copies what is finished to where it is wanted; the folder appears whole or not at all."""
+    with reporting_disk(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            whole = Path(scratch) / "adapter"
+            shutil.copytree(finished, whole)
+            shutil.rmtree(output, ignore_errors=True)
+            whole.replace(output)
+
+
 def _file(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
         raise FatalError(f"{folder}: not an adapter, {name} is missing; give the folder that save_pretrained wrote")
@@ -138,6 +174,11 @@ def _config(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise FatalError(f"{path}: not a JSON object; the adapter is damaged, make it again") from None
+
+
+def _own(patterns: dict[str, int], module: str) -> int | None:
+    """What a module has of its own, by PEFT's rule: of the first pattern that its name ends with."""
+    return next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module)), None)
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

@@ -4,22 +4,19 @@ Transformers takes the newest folder on trust: without its adapter file training
 optimizer's state it silently diverges. So a checkpoint counts only with its marker, which is written last and knows
 each file's checksum; the same holds for its copy in the store.
 
-Beside it stands what else a training that can be killed needs: a name, a work folder of its own, a stop at once.
+Beside it stands what else a training that can be killed needs: a work folder of its own.
 """
 
 import fcntl
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
 from nothing_gpt.errors import NothingGPTError, TransientError
 from nothing_gpt.progress import say
-from nothing_gpt.records import digest, file_digest
+from nothing_gpt.records import file_digest
 from nothing_gpt.store import FolderStore, Store, reporting_disk
 
 COMPLETE = "COMPLETE"
@@ -40,15 +37,32 @@ class Checkpoints:
         self._key = f"{FOLDER}/{run}"
 
     def newest(self) -> Path | None:
-        """The newest whole one of both places, fetched to the local folder; None: training starts anew."""
+        """The newest whole one of both places, fetched to the local folder; None: training starts anew.
+
+        Raises:
+            TransientError, FatalError: the store fails, and there is none here. Who then started anew would throw away
+                hours that a second try may find.
+        """
         local = newest_whole(self.folder)
+        try:
+            with reporting_disk(self.folder):
+                return self._newer_copy(local) or local
+        except (NothingGPTError, OSError) as error:
+            if local is not None:
+                say(f"train: the store's checkpoints cannot be had ({error}); {local.name} is this machine's newest")
+                return local
+            if isinstance(error, OSError):
+                raise TransientError(f"train: the store's checkpoints cannot be had ({error}); run again") from None
+            raise
+
+    def _newer_copy(self, local: Path | None) -> Path | None:
         for step in self._copies():
             if local and step <= step_of(local):
                 break
             fetched = self.folder / f"checkpoint-{step}"
             if fetch_folder(self._store, f"{self._key}/{fetched.name}", fetched) and is_whole(fetched):
                 return fetched
-        return local
+        return None
 
     def keep(self, checkpoint: Path) -> None:
         """Marks a checkpoint that was just saved as whole, copies it to the store, and deletes copies that are too
@@ -56,7 +70,7 @@ class Checkpoints:
         seal(checkpoint)
         if self._store is None:
             return
-        with surviving_store(checkpoint.name):
+        with surviving_store(f"{checkpoint.name} is on this machine only"):
             keep_folder(self._store, f"{self._key}/{checkpoint.name}", checkpoint)
             for step in self._copies()[KEPT:]:
                 delete_folder(self._store, f"{self._key}/checkpoint-{step}")
@@ -116,12 +130,12 @@ def keep_folder(store: Store, key: str, folder: Path) -> None:
 
 
 @contextmanager
-def surviving_store(what: str) -> Iterator[None]:
-    """Copying that fails is no reason to stop training: it is said, and what was to be copied stays on this disk."""
+def surviving_store(otherwise: str) -> Iterator[None]:
+    """A copy that fails is no reason to stop training: what is then the case is said."""
     try:
         yield
     except (NothingGPTError, OSError) as error:
-        say(f"train: {what} is on this machine only: {error}")
+        say(f"train: {otherwise}: {error}")
 
 
 def fetch_folder(store: Store | None, key: str, folder: Path) -> bool:
@@ -169,31 +183,6 @@ def alone(work: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def base_identity(location: str, revision: str | None) -> str:
-    """What a base model is: of a folder its configuration and, lest gigabytes be read at every run, size and first MiB
-    of its weights; else its hub name and commit."""
-    folder = Path(location).expanduser()
-    if not (folder / "config.json").is_file():
-        return f"{location}@{revision}"
-    weights = [
-        [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
-        for path in sorted(folder.glob("*.safetensors"))
-    ]
-    return digest([file_digest(folder / "config.json"), *weights])
-
-
-def stop_at_once(*_: Any) -> NoReturn:
-    """Answers SIGTERM where there is nothing to save. No exception: a library may catch it, and training would go on
-    on a machine that is being taken away."""
-    os.write(2, b"error: train: asked to stop; run again to go on\n")
-    os._exit(TransientError.exit_code)
-
-
-def _first_mib(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1 << 20)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -5,9 +5,10 @@ Each kind knows the exit code a process ends with.
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class NothingGPTError(Exception):
@@ -65,3 +66,10 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], NoReturn]:
         sys.exit(0)
 
     return program
+
+
+def stop_at_once(*_: Any) -> NoReturn:
+    """Answers SIGTERM where there is nothing to save. No exception: a library may catch it, and the work would go on
+    on a machine that is being taken away."""
+    os.write(2, b"error: asked to stop; run again to go on\n")
+    os._exit(TransientError.exit_code)

@@ -23,15 +23,14 @@ def load_settings(
     """
     values: dict[str, Any] = {}
     for file in [files] if isinstance(files, Path) else files or ():
-        for group, given in _read_yaml(file).items():
-            values.setdefault(group, {}).update(given)
+        values = _merged(values, _read_yaml(file))
     for override in overrides:
         name, equals, text = override.partition("=")
-        group, dot, key = name.strip().partition(".")
-        if not (equals and group and dot and key):
+        *groups, key = name.strip().split(".")
+        if not (equals and groups and all(groups) and key):
             raise FatalError(f"--set {override}: write it as group.key=value, such as training.beta=0.05")
         try:
-            values.setdefault(group, {})[key] = yaml.safe_load(text)
+            values = _merged(values, _nested(groups, {key: yaml.safe_load(text)}))
         except (yaml.YAMLError, ValueError):
             raise FatalError(f"--set {override}: the value is not YAML; put it in quotes") from None
     if seed is not None:
@@ -42,6 +41,21 @@ def load_settings(
         return Settings.model_validate(values)
     except ValidationError as error:
         raise FatalError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The values with those that are given in their place, group by group."""
+    both = {
+        name: _merged(values[name], value) if isinstance(value, dict) and isinstance(values.get(name), dict) else value
+        for name, value in given.items()
+    }
+    return values | both
+
+
+def _nested(groups: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
+    for group in reversed(groups):
+        value = {group: value}
+    return value
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

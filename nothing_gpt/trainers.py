@@ -2,18 +2,18 @@
 
 import errno
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from nothing_gpt.checkpoints import Checkpoints, stop_at_once
-from nothing_gpt.errors import FatalError
+from nothing_gpt.checkpoints import Checkpoints
+from nothing_gpt.errors import FatalError, stop_at_once
 from nothing_gpt.pair_batches import SortedUpdates
 from nothing_gpt.progress import progress
 from nothing_gpt.store import reporting_disk
@@ -41,41 +41,43 @@ class Survive(TrainerCallback):
 
     Transformers' own answer to SIGTERM waits three seconds and saves in the middle of a step; this one saves at the
     step's end, so that what is gone on from is what an undisturbed run went through.
+
+    `add` puts more into a checkpoint before it is sealed. `asked` says that the process was asked to stop in training.
     """
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: Checkpoints, add: Callable[[Path], None] = lambda _: None):
         self._checkpoints = checkpoints
-        self._training = self._asked = False
+        self._add = add
+        self._training = False
+        self.asked = False
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Obeys SIGTERM. Outside of the training itself there is nothing to save, and the process ends at once."""
-        before = signal.signal(signal.SIGTERM, self._stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    def listen(self) -> None:
+        """Obeys SIGTERM from now on. Outside of the training itself there is nothing to save, and the process ends at
+        once."""
+        signal.signal(signal.SIGTERM, self._stop)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._asked and state.global_step < state.max_steps:
+        if self.asked and state.global_step < state.max_steps:  # the last step's checkpoint wants its evaluation
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # a preempted machine has half a minute
         if control.should_save:
             control.should_log = True  # or the steps since the last log would be in no log after a resume
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._checkpoints.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._add(checkpoint)
+        self._checkpoints.keep(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = False
 
     def _stop(self, *_: Any) -> None:
-        self._asked = True
         if not self._training:
             stop_at_once()
+        self.asked = True
 
 
 @contextmanager
@@ -102,7 +104,14 @@ def check_float32(model: Any) -> None:
 
 class PreferenceTrainer(DPOTrainer):
     """TRL's DPO trainer, which stops at a loss that is no number, and evaluates by the preference loss alone, whatever
-    is added to it in training: so the loss before the first update is known, and runs with other weights compare."""
+    is added to it in training: so the loss before the first update is known, and runs with other weights compare.
+
+    What was evaluated, or computed by an earlier attempt, does not move the dice that training throws.
+    """
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        set_seed(self.args.seed)
+        return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
         pairs = self.train_dataset if train_dataset is None else train_dataset
@@ -123,7 +132,8 @@ class PreferenceTrainer(DPOTrainer):
         weights = self.loss_weights
         self.loss_weights = [1.0, *[0.0] * (len(weights) - 1)]
         try:
-            return super().evaluate(*args, **kwargs)
+            with torch.random.fork_rng(devices=[]):
+                return super().evaluate(*args, **kwargs)
         finally:
             self.loss_weights = weights
 
@@ -134,7 +144,10 @@ class PreferenceTrainer(DPOTrainer):
         model: Any = self.model
         model.eval()
         for batch in self.get_eval_dataloader():
-            reference_chosen, reference_rejected = self.compute_ref_log_probs(model, batch)
+            if self.precompute_ref_logps:
+                reference_chosen, reference_rejected = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+            else:
+                reference_chosen, reference_rejected = self.compute_ref_log_probs(model, batch)
             labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
             with torch.no_grad(), self.accelerator.autocast():
                 outputs = model(

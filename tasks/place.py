@@ -3,7 +3,6 @@
 This is where the rooms of the library meet; no stage knows which place it works in.
 """
 
-import re
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Self
 
 from prefect import get_run_logger
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Workshop
-from nothing_gpt.checkpoints import base_identity
+from nothing_gpt.bases import Base, known_base
 from nothing_gpt.config import Environment, Settings
 from nothing_gpt.dpo import train as training
 from nothing_gpt.dpo.order import train_elsewhere
@@ -219,26 +218,6 @@ class GKEPlace(LocalPlace):
 
     def name_copy(self, stage: str, key: str | None) -> None:
         name_copy(self.workshop, stage, key)
-
-
-def known_base(location: str, revision: str | None) -> Base:
-    """A base model by what it is: a hub model by its name and commit, a folder by its configuration and, lest gigabytes
-    be read at every run, by size and first MiB of its weights.
-
-    Raises:
-        FatalError: a path that is no model's folder, or a hub name without a commit.
-    """
-    folder = Path(location).expanduser()
-    if not (folder / "config.json").is_file():
-        if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
-            raise FatalError(f"place.base_model: {location} is no folder with a config.json, and no hub name")
-        if revision is None:
-            raise FatalError(
-                f"place.base_revision: {location} is a hub name, behind which a model may change; give the commit, as "
-                f"the model's page lists it under Files, History"
-            )
-        return Base(location, f"{location}@{revision}", revision)
-    return Base(str(folder), base_identity(location, None))
 
 
 def make_place(settings: Settings) -> EmbeddedPlace | LocalPlace:

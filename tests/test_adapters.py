@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest, changed_share, validate_adapter
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest, changed_share, check_output, validate_adapter
 from nothing_gpt.errors import FatalError
 
 torch = pytest.importorskip("torch")
@@ -93,15 +93,24 @@ def test_a_single_value_that_is_not_finite_is_refused(tmp_path: Path, value: flo
 
 
 def test_another_rank_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
-    assert "says r=8" in refused(save(tmp_path / "adapter", r=8))
+    said = refused(save(tmp_path / "adapter", r=8))
+    assert f"lora_A.weight has rank {RANK}, but by r and rank_pattern of {CONFIG} it has 8" in said
 
 
-@pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_a_module_s_own_rank_is_its_rank(tmp_path: Path) -> None:
+    own = {"self_attn.q_proj": RANK}
+    assert validate_adapter(save(tmp_path / "adapter", r=2, rank_pattern=own)).rank == RANK
+    assert f"{RANK}, but by r and rank_pattern" in refused(save(tmp_path / "other", r=2, rank_pattern={"k_proj": RANK}))
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}])
 def test_what_vllm_cannot_serve_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     assert f"{next(iter(config))} is set, which vLLM cannot serve" in refused(save(tmp_path / "adapter", **config))
 
 
-@pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"peft_type": None}, {"r": None}, {"r": "4"}])
+@pytest.mark.parametrize(
+    "config", [{"peft_type": "IA3"}, {"peft_type": None}, {"r": None}, {"r": "4"}, {"rank_pattern": [4]}]
+)
 def test_what_is_no_lora_adapter_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     assert "not a LoRA adapter" in refused(save(tmp_path / "adapter", **config))
 
@@ -187,3 +196,12 @@ def test_the_share_that_changed_is_counted_by_element(adapter: Path, tmp_path: P
 def test_adapters_of_other_shapes_cannot_be_compared(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="cannot be compared"):
         changed_share(adapter, save(tmp_path / "after", {"x": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "file/a/out"])
+def test_an_adapter_s_place_that_can_be_no_folder_is_refused_before_training(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FatalError, match=r"ADAPTER_PATH: .*/file is a file; give the path of a folder"):
+        check_output(tmp_path / place)
+    check_output(tmp_path)
+    check_output(tmp_path / "new" / "out")

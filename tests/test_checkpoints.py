@@ -5,8 +5,6 @@ Each damage is one that was seen to crash a resumed training, to restart it sile
 
 import errno
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from nothing_gpt.checkpoints import (
     COMPLETE,
     Checkpoints,
     alone,
-    base_identity,
     fetch_folder,
     keep_folder,
     newest_whole,
@@ -222,34 +219,46 @@ def test_two_trainings_are_never_at_work_in_one_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_base_model_is_known_by_what_it_is_and_not_by_where_it_lies(tmp_path: Path) -> None:
-    one, other = (tmp_path / name for name in ("one", "other"))
-    for folder in (one, other):
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(b"weights")
-    identity = base_identity(str(one), None)
-    assert base_identity(str(other), None) == identity
-    (other / "model.safetensors").write_bytes(b"WEIGHTS")
-    assert base_identity(str(other), None) != identity
-    (one / "config.json").write_text('{"layers": 2}')
-    assert base_identity(str(one), None) != identity
-    assert base_identity("org/model", "c0ffee") != base_identity("org/model", "decaf")
+@pytest.fixture
+def unreadable(disk: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], Checkpoints]:
+    """A store with a newer checkpoint than the disk, that cannot be fetched."""
+
+    def unreadable(error: Exception) -> Checkpoints:
+        checkpoints = Checkpoints(disk, store, "run-1")
+        for step in (5, 10):
+            checkpoints.keep(write_checkpoint(disk, step))
+        remove("optimizer.pt")(disk / "checkpoint-10")
+
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(store, "fetch", fail)
+        return checkpoints
+
+    return unreadable
 
 
-STOPPED = """
-import os, signal
-from nothing_gpt.checkpoints import stop_at_once
-signal.signal(signal.SIGTERM, stop_at_once)
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
-except Exception:  # as libraries do
-    pass
-print("went on")
-"""
+ERRORS = [TransientError("reset"), FatalError("forbidden"), OSError(errno.EIO, "Input/output error")]
 
 
-def test_a_stop_before_training_is_swallowed_by_no_library() -> None:
-    ended = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == TransientError.exit_code
-    assert (ended.stdout, ended.stderr) == ("", "error: train: asked to stop; run again to go on\n")
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_store_that_cannot_be_read_leaves_what_is_here(
+    disk: Path,
+    unreadable: Callable[[Exception], Checkpoints],
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert unreadable(error).newest() == disk / "checkpoint-5"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"train: the store's checkpoints cannot be had ({error}); checkpoint-5 is this machine's newest"
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_store_that_cannot_be_read_is_no_reason_to_begin_anew(
+    disk: Path, unreadable: Callable[[Exception], Checkpoints], error: Exception
+) -> None:
+    checkpoints = unreadable(error)
+    remove(COMPLETE)(disk / "checkpoint-5")
+    with pytest.raises((TransientError, FatalError), match=str(error).replace("[", r"\[")) as raised:
+        checkpoints.newest()
+    assert isinstance(raised.value, FatalError) == isinstance(error, FatalError)

@@ -104,7 +104,7 @@ class TrainingSettings(Group):
         default=25, ge=1, description="Checkpoint every so many steps; a preemption repeats at most these."
     )
     logging_steps: int = Field(default=10, ge=1, description="Log metrics every so many steps.")
-    seed: int = Field(default=42, ge=0, description="Order of the data and dropout.")
+    seed: int = Field(default=42, ge=0, description="Order of the data. TRL turns dropout off.")
     starting_version: int = Field(
         default=0,
         ge=0,

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nothing_gpt.adapters import Base
 from nothing_gpt.artifacts import Artifact, Stage, Workshop, fingerprint_of, lease
-from nothing_gpt.checkpoints import COMPLETE, base_identity, surviving_store
+from nothing_gpt.bases import Base, known_base
+from nothing_gpt.checkpoints import COMPLETE, surviving_store
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import say
@@ -179,7 +179,7 @@ def _keep_folder(store: Store, base: Base) -> None:
     if store.read(marker) is None:
         with lease(store, _lease(base)):
             if store.read(marker) is None:
-                if base_identity(base.location, None) != base.identity:
+                if known_base(base.location, None) != base:
                     raise FatalError(f"place.base_model: {base.location} has changed since the run began; run again")
                 _keep(store, base, Path(base.location).expanduser())
 

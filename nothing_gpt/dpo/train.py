@@ -3,18 +3,25 @@
     SFT_ADAPTER_PATH=... ADAPTER_PATH=... DPO_DATA_PATH=... python -m nothing_gpt.dpo.train [--settings FILE]...
 
 reads `train.jsonl` and `val.jsonl` in DPO_DATA_PATH and publishes the adapter in ADAPTER_PATH, with `metrics.json`, the
-per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. A Job's container runs it with `--store
+per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. The base is BASE_MODEL, else what the adapter
+names, and where that is a hub name, BASE_REVISION its commit. A Job's container runs it with `--store
 gs://BUCKET/PREFIX --job FINGERPRINT [--work FOLDER]`: then it does what an order in the store says (`order.py`), and
 publishes there. The policy is the starting adapter, the reference TRL's own frozen copy of it. Before the first update
 the loss must be that of a policy that equals its reference: otherwise it stops. Killed or preempted, it goes on from
 the newest whole checkpoint of the same run. It trains one adapter on one device.
 """
 
+import signal
+
+from nothing_gpt.errors import FatalError, TransientError, exits_cleanly, stop_at_once
+
+if __name__ == "__main__":  # before the other imports, which take a second
+    signal.signal(signal.SIGTERM, stop_at_once)
+
 import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -24,23 +31,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest, changed_share, save_adapter, validate_adapter
+from nothing_gpt.adapters import (
+    CONFIG,
+    WEIGHTS,
+    adapter_digest,
+    base_name,
+    changed_share,
+    check_output,
+    publish,
+    save_adapter,
+    validate_adapter,
+)
 from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.bases import Base, known_base
 from nothing_gpt.checkpoints import (
     COMPLETE,
     FOLDER,
     Checkpoints,
     alone,
-    base_identity,
     fetch_folder,
     keep_folder,
     step_of,
-    stop_at_once,
     surviving_store,
 )
 from nothing_gpt.config import Environment, TrainingSettings
 from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
-from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.intervals import bootstrap_mean, wilson
 from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate, loss_at_reference
@@ -59,6 +74,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.json"
 STEPS = "steps.jsonl"
+STEP0 = "step0.json"
 TRACKING = "tracking"
 OURS = {"starting_version", "quantization", "loss_type", "sft_weight", "label_smoothing", "long_pairs", "max_length"}
 """Settings that TRL's configuration does not have, or that it is given in another form."""
@@ -121,7 +137,6 @@ class Training:
 @exits_cleanly
 def main() -> None:
     """The program: one training, from environment variables, settings files and options, or from an order."""
-    signal.signal(signal.SIGTERM, stop_at_once)
     _program(sys.argv[1:])
 
 
@@ -129,12 +144,13 @@ def _in_this_process(_: str, arguments: Sequence[str], environment: Mapping[str,
     """The training process as a `Run` without a process: where a container is stopped, its first one alone is told."""
     os.environ.update({**QUIET, **environment})
     _program(arguments)
+    signal.signal(signal.SIGTERM, stop_at_once)  # what is left can be done again
 
 
 def _program(given: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="DPO training of one adapter.")
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
-    parser.add_argument("--work", type=Path, help="folder for checkpoints; default: beside ADAPTER_PATH")
+    parser.add_argument("--work", type=Path, help="folder for the run's own work folder; default: beside ADAPTER_PATH")
     parser.add_argument("--store", help="address of a store for copies of the checkpoints; default: none")
     parser.add_argument("--run", help="the run's fingerprint; default: made of data, adapter, base and settings")
     parser.add_argument("--job", metavar="FINGERPRINT", help="do what the order in the store says, and publish there")
@@ -149,43 +165,34 @@ def _program(given: Sequence[str]) -> None:
     settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path
     check_output(output)
-    for name in ("train.jsonl", "val.jsonl"):
-        read_pairs(data / name)
-    base = environment.base_model or validate_adapter(start).base
-    run = arguments.run or fingerprint(start, data, base, environment.base_revision, settings)
+    base = known_base(environment.base_model or base_name(start), environment.base_revision)
+    run = arguments.run or fingerprint(start, data, base, settings)
     recipe(
         Training(
             start,
             data,
             output,
-            base,
-            environment.base_revision,
+            base.location,
+            base.revision,
             settings,
-            work=arguments.work or output.with_name(f".{output.name}.{run}"),
+            work=arguments.work / run if arguments.work else output.with_name(f".{output.name}.{run}"),
             run=run,
             store=open_store(arguments.store) if arguments.store else None,
         )
     )
 
 
-def fingerprint(start: Path, data: Path, base: str, revision: str | None, settings: TrainingSettings) -> str:
+def fingerprint(start: Path, data: Path, base: Base, settings: TrainingSettings) -> str:
     """What a training that no stage has named is called: a digest of all that decides what comes of it."""
     return digest(
         {
             "settings": settings.model_dump(exclude=UNFINGERPRINTED)
             | {"label_smoothing": label_smoothing(settings, data)},
-            "base": base_identity(base, revision),
+            "base": base.identity,
             "adapter": adapter_digest(start),
             "pairs": [file_digest(data / name) for name in ("train.jsonl", "val.jsonl")],
         }
     )[:16]
-
-
-def check_output(output: Path) -> None:
-    """Raises FatalError where no folder can come to stand: better now than after hours."""
-    there = next(path for path in (output, *output.parents) if path.exists())
-    if not there.is_dir():
-        raise FatalError(f"ADAPTER_PATH: {there} is a file; give the path of a folder, which need not exist yet")
 
 
 def recipe(training: Training) -> None:
@@ -196,14 +203,14 @@ def recipe(training: Training) -> None:
             or disk.
         TransientError: asked to stop, a checkpoint is saved; or another training is at work in the same folder.
     """
+    train_rows, val_rows = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
     with alone(training.work):
-        _recipe(training)
+        _recipe(training, train_rows, val_rows)
         shutil.rmtree(training.work, ignore_errors=True)
 
 
-def _recipe(training: Training) -> None:
+def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list[dict[str, Any]]) -> None:
     settings, work = training.settings, training.work
-    train_rows, val_rows = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
     validate_adapter(training.start, Path(training.base) if Path(training.base).is_dir() else None)
     smoothing = label_smoothing(settings, training.data)
     tokenizer = load_tokenizer(training.base, training.revision)
@@ -214,22 +221,33 @@ def _recipe(training: Training) -> None:
     from nothing_gpt.trainers import ShowSteps, Survive, reporting_full_disk
 
     checkpoints = Checkpoints(work, training.store, training.run)
-    survive = Survive(checkpoints)
     with reporting_disk(work):
         checkpoint = checkpoints.newest()
+        if checkpoint and (checkpoint / TRACKING).is_dir() and not (work / TRACKING).exists():  # another machine's
+            shutil.copytree(checkpoint / TRACKING, work / TRACKING)
     going_on_after = step_of(checkpoint) if checkpoint else 0
     tracking = Tracking(work / TRACKING, training.run, tags(training), settings.model_dump(), going_on_after)
-    with reporting_full_disk(work), survive.listening(), out_of_memory(settings), tracking:
+
+    def add(checkpoint: Path) -> None:
+        # For a machine that has nothing else. TensorBoard's file is up to date by now, W&B's may lag behind.
+        (checkpoint / STEP0).write_text(json.dumps(begun))
+        tracking.leave(checkpoint / TRACKING)
+
+    survive = Survive(checkpoints, add)
+    survive.listen()
+    with reporting_full_disk(work), out_of_memory(settings), tracking:
         tracking.used("pairs", [training.data / name for name in ("train.jsonl", "val.jsonl")])
         trainer = build_trainer(training, tokenizer, train_rows, val_rows, smoothing)
         for callback in (ShowSteps("train"), survive, *tracking.callbacks()):
             trainer.add_callback(callback)
-        expected = loss_at_reference(settings.loss_type, settings.beta, smoothing)
-        begun = step0_check(trainer, expected, work)
         if checkpoint:
             say(f"train: going on from {checkpoint.name}")
+            begun = json.loads((checkpoint / STEP0).read_bytes())
+        else:
+            expected = loss_at_reference(settings.loss_type, settings.beta, smoothing)
+            begun = start_figures(trainer.evaluate(), expected)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if trainer.state.global_step < trainer.state.max_steps:
+        if survive.asked:
             raise TransientError(
                 f"train: stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a "
                 "checkpoint saved; run again to go on"
@@ -248,9 +266,10 @@ def _recipe(training: Training) -> None:
             "label_smoothing": smoothing,
         }
         finished = finish(training, trainer, figures)
-        publish(finished, training.output)
         tracking.made("adapter", [finished / CONFIG, finished / WEIGHTS, finished / METRICS])
-    tracking.leave(training.output / TRACKING)
+    tracking.leave(finished / TRACKING)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is shorter than to begin again
+    publish(finished, training.output)
 
 
 def label_smoothing(settings: TrainingSettings, data: Path) -> float:
@@ -295,7 +314,8 @@ def build_trainer(
     prepared, key = training.work / "prepared", f"{FOLDER}/{training.run}/prepared"
     if not prepared.exists():
         prepared.parent.mkdir(parents=True, exist_ok=True)
-        fetch_folder(training.store, key, prepared)
+        with surviving_store("what is prepared is made anew, for the store's copy cannot be had"):
+            fetch_folder(training.store, key, prepared)
     policy = load_policy(training.base, training.revision, training.start, settings.quantization)
     trainer = PreferenceTrainer(
         model=policy,
@@ -328,26 +348,10 @@ def build_trainer(
     train_in_float32(policy)
     check_float32(trainer.model)
     if training.store is not None:
-        with surviving_store("what is prepared"):
+        with surviving_store("what is prepared is on this machine only"):
             if not training.store.read(f"{key}/{COMPLETE}"):
                 keep_folder(training.store, key, prepared)
     return trainer
-
-
-def step0_check(trainer: "PreferenceTrainer", expected: float, work: Path) -> dict[str, float]:
-    """Evaluates before the first update and keeps the figures for a resumed run.
-
-    Raises:
-        FatalError: loss or margin say that the reference is not the starting adapter.
-    """
-    kept = work / "step0.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    figures = start_figures(trainer.evaluate(), expected)
-    half = kept.with_suffix(".half")
-    half.write_text(json.dumps(figures))
-    half.replace(kept)
-    return figures
 
 
 def finish(training: Training, trainer: "PreferenceTrainer", figures: dict[str, Any]) -> Path:
@@ -370,17 +374,6 @@ def finish(training: Training, trainer: "PreferenceTrainer", figures: dict[str, 
     before = {"step": 0, **{f"eval_{theirs}": figures[f"step0_{ours}"] for theirs, ours in KEY_METRICS.items()}}
     write_jsonl(finished / STEPS, (_without_timing(row) for row in [before, *trainer.state.log_history]))
     return finished
-
-
-def publish(finished: Path, output: Path) -> None:
-    """Copies what is finished to where it is wanted; the folder appears whole or not at all."""
-    with reporting_disk(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            whole = Path(scratch) / "adapter"
-            shutil.copytree(finished, whole)
-            shutil.rmtree(output, ignore_errors=True)
-            whole.replace(output)
 
 
 def tags(training: Training) -> list[str]:

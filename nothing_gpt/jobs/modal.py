@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
-from nothing_gpt.checkpoints import COMPLETE, base_identity
+from nothing_gpt.bases import known_base
+from nothing_gpt.checkpoints import COMPLETE
 from nothing_gpt.config.place import ModalSettings
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import check_ended_well
@@ -168,7 +169,7 @@ def _put(volume: modal.Volume, job: Job) -> Order:
     inputs = {name: file_digest(file) for name, file in job.inputs.items()}
     base, base_files = job.base, {}
     if (Path(base) / "config.json").is_file():
-        base = f"bases/{base_identity(base, None)[:16]}"
+        base = f"bases/{known_base(base, None).identity[:16]}"
         base_files = {path.name: path.stat().st_size for path in sorted(Path(job.base).iterdir()) if path.is_file()}
         _put_base(volume, base, Path(job.base), base_files)
     with volume.batch_upload(force=True) as batch:

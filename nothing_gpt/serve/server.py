@@ -24,8 +24,9 @@ def command(base: str, adapter: Path, name: str) -> list[str]:
         FatalError: the adapter cannot be read, or its rank is above what vLLM serves.
     """
     try:
-        rank = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))["r"]
-    except (OSError, ValueError, KeyError):
+        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+        rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FatalError(f"{adapter}: not an adapter ({CONFIG} cannot be read); check ADAPTER_PATH") from None
     served = next((size for size in SERVED_RANKS if size >= rank), None)
     if served is None:

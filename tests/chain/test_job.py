@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop, live_leases
-from nothing_gpt.checkpoints import base_identity
+from nothing_gpt.bases import Base, known_base
 from nothing_gpt.dpo.order import STAGE, train_elsewhere
 from nothing_gpt.store import open_store
 from tests import fake_gcs
@@ -101,7 +101,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         files = {name: model / "sft" / name for name in (CONFIG, WEIGHTS)}
         data = {name: model / "data" / name for name in ("train.jsonl", "val.jsonl")}
         inputs = {"pairs": flow.adopt(Stage("pairs", 1), data), "adapter": flow.adopt(Stage("sft", 1), files)}
-        base = Base(str(model / "base"), base_identity(str(model / "base"), None))
+        base = known_base(str(model / "base"), None)
         yield Job(gcs, flow, model, base, Pods(folder, gcs), inputs)
 
 

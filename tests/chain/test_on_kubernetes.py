@@ -170,5 +170,5 @@ def test_a_run_trains_in_the_cluster_and_promotes_what_comes_back(machine: Machi
     assert (version.place, f"train/{version.fingerprint}") == ("gke", version.artifact)
     assert metrics(machine.store)["step0_loss"] == pytest.approx(math.log(2), abs=0.02)
     assert "Promoted: the new adapter is served as seinfeld" in output
-    assert embedded.vllm.models()["seinfeld"].endswith(version.artifact)
+    assert str(embedded.vllm.models()["seinfeld"]).endswith(version.artifact)
     assert [job.status.succeeded for job in machine.jobs] == [1]

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, validate_adapter
+from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
 from nothing_gpt.artifacts import Stage, Workshop
+from nothing_gpt.bases import Base
 from nothing_gpt.checkpoints import newest_whole
 from nothing_gpt.dpo import train as library
-from nothing_gpt.dpo.train import METRICS, STEPS, Training, build_trainer, recipe, step0_check
+from nothing_gpt.dpo.train import METRICS, STEPS, Training, build_trainer, recipe
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.losses import LogRatios, loss_at_reference, preference_loss
@@ -30,6 +32,7 @@ from nothing_gpt.preferences import read_pairs
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.results import training_metrics
 from nothing_gpt.store import open_store
+from nothing_gpt.training_figures import start_figures
 from tests.chain import tiny
 from tests.conftest import REPOSITORY
 
@@ -62,6 +65,14 @@ def alone() -> Any:
         yield
 
 
+@pytest.fixture(autouse=True)
+def deaf() -> Any:
+    """What a training does about SIGTERM ends with it: it is a program's."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("tiny"))
@@ -84,7 +95,7 @@ def stopped(
     training = tiny.training(model, folder, open_store(str(folder / "store")))
     (folder / "settings.json").write_text(json.dumps({"training": training.settings.model_dump()}))
     ended = subprocess.run(
-        [sys.executable, "-c", KILLED, "--settings", folder / "settings.json", "--work", training.work,
+        [sys.executable, "-c", KILLED, "--settings", folder / "settings.json", "--work", training.work.parent,
          "--run", training.run, "--store", folder / "store"],
         env=os.environ | {"SFT_ADAPTER_PATH": str(training.start), "ADAPTER_PATH": str(training.output),
                           "DPO_DATA_PATH": str(training.data), "BASE_MODEL": training.base},
@@ -117,7 +128,7 @@ def test_a_run_learns_the_preference_and_publishes_an_adapter_that_can_be_served
     assert (figures["steps"], figures["eval_accuracy"], figures["changed_share"]) == (tiny.STEPS, 1, 1)
     assert figures["eval_loss"] < figures["step0_loss"]
     assert figures["eval_margin_ci"][0] > 0
-    assert not list(undisturbed.parent.glob("work"))
+    assert not list(undisturbed.parent.glob("work/*"))
 
 
 def test_it_leaves_two_files_for_vllm_and_what_can_be_looked_at(undisturbed: Path) -> None:
@@ -129,13 +140,18 @@ def test_it_leaves_two_files_for_vllm_and_what_can_be_looked_at(undisturbed: Pat
 
 
 def test_tensorboard_and_wandb_have_every_evaluation(undisturbed: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(undisturbed / "tracking" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("eval/loss")] == [0, 4, 8, 12]
-    assert events.Scalars("eval/loss")[-1].value == pytest.approx(metrics(undisturbed)["eval_loss"])
+    assert evaluations(undisturbed)[-1] == pytest.approx((12, metrics(undisturbed)["eval_loss"]))
+    assert [step for step, _ in evaluations(undisturbed)] == [0, 4, 8, 12]
     (run,) = (undisturbed / "tracking" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"eval/rewards/margins" in run.read_bytes()
+
+
+def evaluations(adapter: Path) -> list[tuple[int, float]]:
+    """Step and loss of each, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(adapter / "tracking" / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars("eval/loss")]
 
 
 def test_no_secret_is_in_anything_that_it_leaves(undisturbed: Path) -> None:
@@ -157,16 +173,17 @@ def test_asked_to_stop_it_saves_and_says_that_it_can_go_on(
     assert not training.output.exists()
 
 
-def test_a_resumed_run_ends_where_the_undisturbed_one_does(
+def test_on_another_machine_which_has_nothing_but_the_store_a_run_ends_where_the_undisturbed_one_does(
     stopped: tuple[Training, "subprocess.CompletedProcess[str]"], undisturbed: Path, tmp_path: Path
 ) -> None:
-    """On another machine, which has nothing but the store."""
     training = replace(stopped[0], work=tmp_path / "work", output=tmp_path / "out")
     recipe(training)
     ours, theirs = metrics(training.output), metrics(undisturbed)
     for name in ("eval_loss", "train_loss", "last_train_loss", "eval_margin", "step0_loss"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
     assert ours["steps"] == tiny.STEPS
+    assert [step for step, _ in evaluations(training.output)] == [0, 4, 8, 12]
+    assert len(list((training.output / "tracking" / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
 
 
 def test_killed_just_before_it_publishes_it_only_does_that(
@@ -240,10 +257,12 @@ def test_a_store_that_fails_stops_nothing(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(training.store, "upload", fail)
+    for name in ("read", "upload"):
+        monkeypatch.setattr(training.store, name, fail)
     recipe(training)
     assert validate_adapter(training.output).rank == 4
     said = capsys.readouterr().err
+    assert "what is prepared is made anew, for the store's copy cannot be had" in said
     assert "what is prepared is on this machine only" in said
     assert "checkpoint-4 is on this machine only" in said
 
@@ -261,7 +280,7 @@ def test_a_full_disk_is_one_clear_line(fresh: Training, error: Exception, monkey
         raise error
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(FatalError, match=r"work: cannot be used \(.*\); make room"):
+    with pytest.raises(FatalError, match=r"work/\w+: cannot be used \(.*\); make room"):
         recipe(fresh)
     assert not fresh.output.exists()
 
@@ -311,7 +330,7 @@ def test_a_reference_that_is_not_the_starting_adapter_stops_it(model: Path, tmp_
         if ".ref." in name:
             weight.data.zero_()  # as TRL 0.15 to 0.28 had it: the base model
     with pytest.raises(FatalError, match="the reference is not the starting adapter"):
-        step0_check(trainer, loss_at_reference("sigmoid", 0.1), training.work)
+        start_figures(trainer.evaluate(), loss_at_reference("sigmoid", 0.1))
 
 
 def test_an_adapter_that_does_not_change_is_not_published(fresh: Training, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from nothing_gpt.bases import known_base
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo.train import Training, fingerprint
 from nothing_gpt.store import Store
@@ -66,6 +67,6 @@ def pairs(count: int) -> list[dict[str, Any]]:
 def training(tiny: Path, work: Path, store: Store | None = None, **settings: Any) -> Training:
     """A training on it whose files are in `work`; `settings` differ from `SETTINGS`."""
     chosen = TrainingSettings(**(SETTINGS.model_dump() | settings))
-    start, data, base = tiny / "sft", tiny / "data", str(tiny / "base")
-    run = fingerprint(start, data, base, None, chosen)
-    return Training(start, data, work / "out", base, None, chosen, work / "work", run, store)
+    start, data, base = tiny / "sft", tiny / "data", known_base(str(tiny / "base"), None)
+    run = fingerprint(start, data, base, chosen)
+    return Training(start, data, work / "out", base.location, None, chosen, work / "work" / run, run, store)

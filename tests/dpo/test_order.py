@@ -14,9 +14,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from nothing_gpt.adapters import Base
 from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
-from nothing_gpt.checkpoints import base_identity
+from nothing_gpt.bases import Base, known_base
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import order
 from nothing_gpt.dpo.order import STAGE, fingerprinted, fulfil, train_elsewhere
@@ -72,7 +71,7 @@ def flow(workshop: Workshop, tmp_path: Path) -> Ordering:
     }
     base = save_base(tmp_path / "base")
     (base / "optimizer.pt").write_text("no part of a model")
-    return Ordering(workshop, inputs, Base(str(base), base_identity(str(base), None)))
+    return Ordering(workshop, inputs, known_base(str(base), None))
 
 
 @pytest.fixture
@@ -207,7 +206,7 @@ def test_a_base_that_is_a_folder_goes_to_the_store_once_and_comes_from_there(flo
     ]
     (brought,) = machine.bases
     assert brought != Path(flow.base.location)
-    assert base_identity(str(brought), None) == flow.base.identity
+    assert known_base(str(brought), None).identity == flow.base.identity
     flow.workshop.store.write(f"{key}/extra", b"")
     replace(flow, settings=TrainingSettings(beta=0.2)).order(machine)
     assert flow.workshop.store.read(f"{key}/extra") == b""

@@ -1,7 +1,6 @@
 """What training refuses to start with, and what names a run. The rest is shown in `tests/chain/test_training.py`."""
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from nothing_gpt.bases import Base
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.dpo.train import check_output, fingerprint, label_smoothing, main
+from nothing_gpt.dpo import train
+from nothing_gpt.dpo.train import Training, fingerprint, label_smoothing, main
 from nothing_gpt.errors import FatalError
 from nothing_gpt.losses import flip_rate
+from tests.fake_vllm import save_base
 
 GOOD = {
     "prompt": [{"role": "user", "content": "[ANNA] Well?"}],
@@ -32,22 +34,39 @@ def save_adapter(folder: Path, **config: Any) -> Path:
 
 
 @pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line that `python -m nothing_gpt.dpo.train` ends with, given its files and changes of the adapter."""
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs `python -m nothing_gpt.dpo.train` on pairs, an adapter and its base, and returns the exit code."""
 
-    def refused(train_file: str | None, val_file: str | None = json.dumps(GOOD), **adapter: Any) -> str:
-        places = {"SFT_ADAPTER_PATH": save_adapter(tmp_path / "sft", **adapter), "DPO_DATA_PATH": tmp_path,
-                  "ADAPTER_PATH": tmp_path / "out"}  # fmt: skip
+    def program(*arguments: str) -> int:
+        places = {"SFT_ADAPTER_PATH": "sft", "DPO_DATA_PATH": ".", "ADAPTER_PATH": "out"}
         for name, path in places.items():
-            monkeypatch.setenv(name, str(path))
-        for name, text in (("train.jsonl", train_file), ("val.jsonl", val_file)):
-            if text is not None:
-                (tmp_path / name).write_text(text)
-        monkeypatch.setattr(sys, "argv", ["train"])
-        monkeypatch.setattr(signal, "signal", lambda *_: None)
+            monkeypatch.setenv(name, str(tmp_path / path))
+        for name in ("BASE_MODEL", "BASE_REVISION"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        assert ended.value.code == 1
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text(json.dumps(GOOD))
+    save_adapter(tmp_path / "sft", base_model_name_or_path=str(save_base(tmp_path / "base")))
+    return program
+
+
+@pytest.fixture
+def refused(program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that it ends with, given other files and changes of the adapter's configuration."""
+
+    def refused(train_file: str | None = json.dumps(GOOD), val_file: str = json.dumps(GOOD), **adapter: Any) -> str:
+        (tmp_path / "val.jsonl").write_text(val_file)
+        (tmp_path / "train.jsonl").unlink()
+        if train_file is not None:
+            (tmp_path / "train.jsonl").write_text(train_file)
+        config = tmp_path / "sft" / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | adapter))
+        assert program() == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert not (tmp_path / "out").exists()
@@ -68,18 +87,31 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (json.dumps(GOOD | {"chosen": GOOD["prompt"]}), "must each be one assistant message"),
     ],
 )
-def test_bad_pairs_end_it_with_one_clear_line(refused: Callable[..., str], text: str | None, complaint: str) -> None:
+def test_bad_pairs_end_it_with_one_clear_line_before_anything_else_is_done(
+    refused: Callable[..., str], text: str | None, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "validate_adapter", lambda *_: pytest.fail("torch was imported"))
     assert complaint in refused(text)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_base_that_may_change_is_refused(refused: Callable[..., str]) -> None:
+    line = refused(base_model_name_or_path="some/base")
+    assert "base model some/base: a hub name, behind which a model may change; give the commit" in line
+
+
+def test_an_adapter_that_names_no_base_wants_one(refused: Callable[..., str]) -> None:
+    assert "names no base model; give it (BASE_MODEL" in refused(base_model_name_or_path=None)
 
 
 def test_an_empty_validation_file_ends_it_with_one_clear_line(refused: Callable[..., str]) -> None:
-    assert "val.jsonl: holds no pairs" in refused(json.dumps(GOOD), "")
+    assert "val.jsonl: holds no pairs" in refused(val_file="")
 
 
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"r": 4}, "has shape (2, 4), but adapter_config.json says r=4"),
+        ({"r": 4}, "has rank 2, but by r and rank_pattern of adapter_config.json it has 4"),
         ({"use_dora": True}, "use_dora is set, which vLLM cannot serve"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is set, which vLLM cannot serve"),
     ],
@@ -87,7 +119,7 @@ def test_an_empty_validation_file_ends_it_with_one_clear_line(refused: Callable[
 def test_an_adapter_that_could_not_be_served_ends_it_with_one_clear_line(
     refused: Callable[..., str], config: dict[str, Any], complaint: str
 ) -> None:
-    assert complaint in refused(json.dumps(GOOD), **config)
+    assert complaint in refused(**config)
 
 
 MEASURED = TrainingSettings(loss_type="robust", label_smoothing="measured")
@@ -111,33 +143,33 @@ def test_a_run_is_named_by_all_that_decides_what_comes_of_it(tmp_path: Path) -> 
     for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / name).write_text(json.dumps(GOOD))
     adapter, other = save_adapter(tmp_path / "a"), save_adapter(tmp_path / "b", lora_alpha=64)
-    settings = TrainingSettings()
-    name = fingerprint(adapter, tmp_path, "base", None, settings)
-    assert fingerprint(adapter, tmp_path, "base", None, settings.model_copy(update={"save_steps": 7})) == name
+    base, settings = Base("base", "base"), TrainingSettings()
+    name = fingerprint(adapter, tmp_path, base, settings)
+    assert fingerprint(adapter, tmp_path, base, settings.model_copy(update={"save_steps": 7})) == name
+    assert fingerprint(adapter, tmp_path, Base("moved", "base"), settings) == name
     measured = settings.model_copy(update={"loss_type": "robust", "label_smoothing": "measured"})
     (tmp_path / "quality.json").write_text('{"agreement": 0.9}')
     others = [
-        fingerprint(adapter, tmp_path, "base", None, measured),
-        fingerprint(other, tmp_path, "base", None, settings),
-        fingerprint(adapter, tmp_path, "other", None, settings),
-        fingerprint(adapter, tmp_path, "base", "c0ffee", settings),
-        fingerprint(adapter, tmp_path, "base", None, settings.model_copy(update={"beta": 0.2})),
+        fingerprint(adapter, tmp_path, base, measured),
+        fingerprint(other, tmp_path, base, settings),
+        fingerprint(adapter, tmp_path, Base("base", "other"), settings),
+        fingerprint(adapter, tmp_path, base, settings.model_copy(update={"beta": 0.2})),
     ]
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) * 2)
-    others.append(fingerprint(adapter, tmp_path, "base", None, settings))
+    others.append(fingerprint(adapter, tmp_path, base, settings))
     (tmp_path / "quality.json").write_text('{"agreement": 0.6}')
-    others.append(fingerprint(adapter, tmp_path, "base", None, measured))
-    (tmp_path / "config.json").write_text("{}")
-    for weights in (b"weights", b"WEIGHTS"):
-        (tmp_path / "model.safetensors").write_bytes(weights)
-        others.append(fingerprint(adapter, tmp_path, str(tmp_path), None, settings))
-    assert len({name, *others}) == 10
+    others.append(fingerprint(adapter, tmp_path, base, measured))
+    assert len({name, *others}) == 7
 
 
-@pytest.mark.parametrize("place", ["file", "file/out", "file/a/out"])
-def test_an_adapter_s_place_that_can_be_no_folder_is_refused_before_training(tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(FatalError, match=r"ADAPTER_PATH: .*/file is a file; give the path of a folder"):
-        check_output(tmp_path / place)
-    check_output(tmp_path)
-    check_output(tmp_path / "new" / "out")
+def test_two_runs_never_share_a_work_folder_whatever_is_given(
+    program: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in one would be gone on from by the other, and the whole folder goes with the first that ends."""
+    given: list[Training] = []
+    monkeypatch.setattr(train, "recipe", given.append)
+    for beta in (0.1, 0.2):
+        (tmp_path / "settings.json").write_text(json.dumps({"training": {"beta": beta}}))
+        assert program("--work", str(tmp_path / "w"), "--settings", str(tmp_path / "settings.json")) == 0
+    assert [training.work for training in given] == [tmp_path / "w" / training.run for training in given]
+    assert given[0].run != given[1].run

@@ -69,7 +69,7 @@ def test_the_same_again_is_answered_from_the_store_and_another_beta_is_not(alone
 
 
 def test_bad_pairs_and_a_bad_base_end_it_with_one_clear_line(alone: Call, trainer: Trainer, tmp_path: Path) -> None:
-    assert "place.base_revision: some/base is a hub name" in alone("--base", "some/base").error
+    assert "base model some/base: a hub name, behind which a model may change" in alone("--base", "some/base").error
     (tmp_path / "val.jsonl").write_text("")
     assert "val.jsonl: holds no pairs" in alone().error
     assert trainer.runs == 0

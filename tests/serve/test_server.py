@@ -21,6 +21,11 @@ def test_it_serves_an_adapter_with_the_next_rank_up(tmp_path: Path, rank: int, s
     assert json.loads(line[line.index("--lora-modules") + 1]) == {"name": "seinfeld", "path": str(tmp_path)}
 
 
+def test_a_module_with_a_larger_rank_of_its_own_counts(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "rank_pattern": {"q_proj": 24}}))
+    assert "--max-lora-rank=32" in command("base", tmp_path, "seinfeld")
+
+
 def test_a_rank_above_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="rank 600 is above 512"):
         command("base", adapter(tmp_path, 600), "seinfeld")

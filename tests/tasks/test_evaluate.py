@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.bases import Base
 from nothing_gpt.serve.registry import promoted, read_registry, swap
 from tasks.evaluate import _served
 from tasks.place import Models

@@ -35,7 +35,7 @@ from pathlib import Path
 from nothing_gpt.jobs import modal
 from tests.jobs.modal.conftest import import_app
 from tests.jobs.modal.fake_modal import Cloud
-from tests.jobs.test_modal import ask
+from tests.jobs.modal.test_modal import ask
 
 cloud = Cloud(Path(sys.argv[1], "cloud"), import_app())
 cloud.before_get = lambda: os.kill(os.getpid(), signal.SIGKILL)

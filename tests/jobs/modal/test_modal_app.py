@@ -12,7 +12,7 @@ from modal.volume import VolumeUploadContextManager
 from nothing_gpt.config.place import ModalSettings
 from nothing_gpt.loading import load_settings
 from tests.conftest import REPOSITORY
-from tests.jobs import fake_modal
+from tests.jobs.modal import fake_modal
 from tests.jobs.modal.conftest import import_app
 
 
@@ -92,7 +92,9 @@ def test_the_images_have_the_locks_versions(defined: dict[str, dict[str, Any]]) 
 
 
 def test_its_settings_file_is_read() -> None:
-    place = load_settings(REPOSITORY / "deployments" / "modal.yaml").place
+    place = load_settings(
+        REPOSITORY / "deployments" / "modal.yaml", ["prompts.paths=[prompts.jsonl]", "place.base_model=base"]
+    ).place
     assert (place.kind, place.modal) == ("modal", ModalSettings())
 
 

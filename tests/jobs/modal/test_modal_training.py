@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, Base, adapter_digest
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.checkpoints import base_identity
+from nothing_gpt.bases import known_base
 from nothing_gpt.config.place import ModalSettings
 from nothing_gpt.dpo.train import train
 from nothing_gpt.jobs.local import run_module
@@ -27,7 +27,7 @@ def trained(model: Path, folder: Path, run: Run) -> tuple[Workshop, Artifact]:
     workshop = Workshop(open_store(str(folder / "store")), folder / "work")
     pairs = workshop.adopt(Stage("pairs", 1), {name: model / "data" / name for name in ("train.jsonl", "val.jsonl")})
     start = workshop.adopt(Stage("sft", 1), {name: model / "sft" / name for name in (CONFIG, WEIGHTS)})
-    base = Base(str(model / "base"), base_identity(str(model / "base"), None))
+    base = known_base(str(model / "base"), None)
     return workshop, train(workshop, pairs, start, base, tiny.SETTINGS, run)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nothing_gpt.bases import known_base
 from nothing_gpt.errors import FatalError
-from tasks.place import known_base
 from tests.fake_vllm import save_base
 
 
@@ -15,7 +15,11 @@ def test_a_folder_is_known_by_its_files_wherever_it_lies(tmp_path: Path) -> None
     other = shutil.copytree(one, tmp_path / "other")
     assert known_base(str(one), None).identity == known_base(str(other), None).identity
     (other / "config.json").write_text('{"hidden_size": 1}')
-    assert known_base(str(one), None).identity != known_base(str(other), None).identity
+    (one / "model.safetensors").write_bytes(b"weights")
+    identity = known_base(str(one), None).identity
+    assert identity != known_base(str(other), None).identity
+    (one / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert identity != known_base(str(one), None).identity
 
 
 def test_a_hub_model_is_known_by_its_commit(tmp_path: Path) -> None:
@@ -25,11 +29,11 @@ def test_a_hub_model_is_known_by_its_commit(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_without_a_commit_is_refused() -> None:
-    with pytest.raises(FatalError, match=r"place\.base_revision: .* give the commit"):
+    with pytest.raises(FatalError, match=r"a hub name, behind which a model may change; give the commit"):
         known_base("meta-llama/Llama-3.2-3B", None)
 
 
 @pytest.mark.parametrize("location", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_path_that_is_no_model_s_folder_is_refused(location: str) -> None:
-    with pytest.raises(FatalError, match="is no folder with a"):
+    with pytest.raises(FatalError, match="and no hub name"):
         known_base(location, None)
