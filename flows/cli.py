@@ -69,6 +69,7 @@ def run(
 ) -> None:
     """Run the chain; go on where an earlier run stopped."""
     settings = _load(settings_files, overrides, prompts, seed)
+    settings.check_chain()
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
     read_prompts(*map(Path, settings.prompts.paths))  # so that a mistake in one shows before anything is started

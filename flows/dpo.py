@@ -79,6 +79,7 @@ def dpo_pipeline(
     if place.kind != "embedded" and until in ("scripts", "base"):
         raise FatalError(f"--until {until}: only the embedded place has this stage")
     settings = Settings(prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place)
+    settings.check_chain()
     with open_place(settings) as engines:
         record = RunRecord(engines.workshop, settings)
 

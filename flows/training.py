@@ -37,8 +37,7 @@ def training_pipeline(
     for name in ("train.jsonl", "val.jsonl"):
         read_pairs(data / name)
     base = known_base(place.base_model or validate_adapter(adapter).base, place.base_revision)
-    # Not validated as a whole: what a chain needs beside these two groups, training alone does not.
-    with make_place(Settings.model_construct(training=training, place=place)) as engines:
+    with make_place(Settings(training=training, place=place)) as engines:
         start = engines.workshop.adopt(GIVEN_ADAPTER, {name: adapter / name for name in (CONFIG, WEIGHTS)})
         trained: Artifact = train(
             engines, Models(base, start), _adopted_pairs(engines, data), return_state=True

@@ -158,8 +158,24 @@ def test_an_empty_settings_file_changes_nothing(file: Path) -> None:
     assert load_settings(file) == Settings()
 
 
-def test_a_place_of_ones_own_needs_prompts() -> None:
-    assert "prompts.paths is empty" in refused("place.kind=local")
+@pytest.mark.parametrize("kind", ["local", "gke", "modal"])
+def test_a_chain_in_a_place_of_ones_own_needs_prompts_and_a_base(kind: str) -> None:
+    given = [f"place.kind={kind}"]
+    for lacking, added in (("prompts.paths: empty", "prompts.paths=[a.jsonl]"), ("place.base_model: empty", "")):
+        with pytest.raises(FatalError, match=lacking):
+            load_settings(None, given).check_chain()
+        given.append(added)
+    load_settings(None, [*filter(None, given), "place.base_model=base"]).check_chain()
+
+
+def test_an_embedded_chain_needs_nothing() -> None:
+    Settings().check_chain()
+
+
+def test_a_setting_within_a_group_of_a_group_can_be_given(file: Path) -> None:
+    file.write_text("place: {kind: gke, gke: {namespace: mine, image: theirs}}")
+    place = load_settings(file, ["place.gke.image=ours", "judge.prices.m={input: 1, output: 2}"]).place
+    assert (place.gke.namespace, place.gke.image) == ("mine", "ours")
 
 
 def test_settings_do_not_change() -> None:

@@ -13,6 +13,7 @@ from nothing_gpt.config.environment import Environment
 from nothing_gpt.config.group import Group
 from nothing_gpt.config.place import GKESettings, ModalSettings, PlaceSettings
 from nothing_gpt.config.training import GateSettings, TrainingSettings
+from nothing_gpt.errors import FatalError
 
 __all__ = [
     "EndpointSettings", "Environment", "GKESettings", "GateSettings", "Group", "JudgeSettings", "ModalSettings",
@@ -31,17 +32,16 @@ class Settings(Group):
     place: PlaceSettings = PlaceSettings()
 
     @model_validator(mode="after")
-    def _other_places_bring_their_own(self) -> Self:
-        if self.place.kind == "embedded":
-            return self
-        if not self.prompts.paths:
-            raise ValueError("prompts.paths is empty; give --prompts FILE, or use place.kind=embedded")
-        if not self.place.base_model:
-            raise ValueError("place.base_model is empty; name the base model that the SFT adapter belongs to")
-        return self
-
-    @model_validator(mode="after")
     def _what_is_measured_can_be(self) -> Self:
         if self.training.label_smoothing == "measured" and self.judge.votes == 1:
             raise ValueError("training.label_smoothing: measured needs judge.votes=2: one vote disagrees with nobody")
         return self
+
+    def check_chain(self) -> None:
+        """Raises FatalError where a chain lacks what its place does not bring; a single command may do without."""
+        if self.place.kind == "embedded":
+            return
+        if not self.prompts.paths:
+            raise FatalError("prompts.paths: empty; give --prompts FILE, or use place.kind=embedded")
+        if not self.place.base_model:
+            raise FatalError("place.base_model: empty; name the base model that the SFT adapter belongs to")

@@ -92,9 +92,7 @@ def test_the_images_have_the_locks_versions(defined: dict[str, dict[str, Any]]) 
 
 
 def test_its_settings_file_is_read() -> None:
-    place = load_settings(
-        REPOSITORY / "deployments" / "modal.yaml", ["prompts.paths=[prompts.jsonl]", "place.base_model=base"]
-    ).place
+    place = load_settings(REPOSITORY / "deployments" / "modal.yaml").place
     assert (place.kind, place.modal) == ("modal", ModalSettings())
 
 
