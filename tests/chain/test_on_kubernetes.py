@@ -126,7 +126,7 @@ def test_preempted_twice_and_its_flow_killed_it_ends_as_if_undisturbed(machine: 
 
 def test_a_cancelled_flow_leaves_neither_job_nor_pods(machine: Machine, model: Path) -> None:
     running = machine.train(model)
-    running.until("train: step")
+    running.until(machine.checkpoints)
     running.process.send_signal(signal.SIGINT)
     assert running.wait() != 0
     assert machine.jobs == []
