@@ -1,5 +1,7 @@
 """What the training benchmark computes on, as plain numbers: token lengths, model shapes, operations, devices' peaks.
 
+    python -m benchmarks.workload    tokens a pair with their padding, and bytes of what does not grow with them
+
 Pure functions; nothing here imports torch.
 """
 
@@ -43,6 +45,24 @@ def _at(deciles: Sequence[int], share: float) -> int:
     below = int(position)
     low, high = list(pairwise(deciles))[below]
     return round(low + (high - low) * (position - below))
+
+
+def padded_tokens(pairs: Sequence[PairLengths], micro: int, *, ordered: bool, shared: bool, update: int = 16) -> float:
+    """Tokens that a pass computes a pair, padding included: in micro-batches of so many pairs, of updates that are
+    sorted by length or not, as one row a pair whose prompt is shared or as two full sequences."""
+
+    def row(pair: PairLengths) -> int:
+        return pair.prompt + (pair.chosen + pair.rejected if shared else max(pair.chosen, pair.rejected))
+
+    computed = 0
+    for start in range(0, len(pairs), update):
+        these = list(pairs[start : start + update])
+        if ordered:
+            these.sort(key=lambda pair: pair.tokens, reverse=True)
+        for first in range(0, len(these), micro):
+            rows = [row(pair) for pair in these[first : first + micro]]
+            computed += len(rows) * max(rows) * (1 if shared else 2)
+    return computed / len(pairs)
 
 
 @dataclass(frozen=True)
@@ -119,3 +139,24 @@ def mfu(flops: float, seconds: float, device: str) -> float | None:
     """Share (0 to 1) of the device's peak that went into operations the model needs; None where no peak is known."""
     peak = peak_flops(device)
     return None if peak is None else flops / seconds / peak
+
+
+def main() -> None:
+    pairs, shape = sample_lengths(10_000, seed=0), SHAPES["llama-3.2-3b"]
+    layouts = {
+        "guide, 2 x 8": padded_tokens(pairs, 2, ordered=False, shared=False),
+        "ours, 4 x 4": padded_tokens(pairs, 4, ordered=True, shared=True),
+        "without shared prompts": padded_tokens(pairs, 4, ordered=True, shared=False),
+        "without sorted updates": padded_tokens(pairs, 4, ordered=False, shared=True),
+        "ours, 1 x 16": padded_tokens(pairs, 1, ordered=True, shared=True),
+    }
+    for name, tokens in layouts.items():
+        print(f"{tokens:8,.0f} tokens a pair  {name}")
+    base = 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size)
+    print(f"{base / 2**30:8.1f} GiB  Llama-3.2-3B in bfloat16")
+    # Adapter, its reference copy, gradients, and Adam's two moments.
+    print(f"{5 * 4 * shape.adapter_parameters / 2**30:8.1f} GiB  its adapter in training, in float32")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,10 +7,11 @@ settings (where its database is, what it prints) when it is imported.
 import json
 import shutil
 import signal
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,9 +19,10 @@ from rich.table import Table
 
 from flows.record import STAGES, last_run
 from flows.server import prefect_server
+from nothing_gpt.adapters import check_output
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import Settings
-from nothing_gpt.errors import FatalError, exits_cleanly
+from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.loading import load_settings
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
@@ -107,6 +109,8 @@ def train(
     settings = _load(settings_files, given, seed=seed)
     if output and output.exists():
         raise FatalError(f"--out {output}: exists already and may be served; name a new folder")
+    if output:
+        check_output(output, name="--out")
     with prefect_server(settings):
         from flows.training import training_pipeline
 
@@ -276,8 +280,18 @@ def cancel(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Ove
 @exits_cleanly
 def main() -> None:
     """The program's entry."""
-    with _servers:
-        app()
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with _servers:
+            app()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(*_: Any) -> NoReturn:
+    """Answers SIGTERM as Ctrl-C is answered: what is at work ends, and a training saves a checkpoint first."""
+    print("error: asked to stop; what is finished is kept; run again to go on", file=sys.stderr)
+    sys.exit(TransientError.exit_code)
 
 
 def _with_place(place: str, files: list[Path]) -> list[Path]:

@@ -13,6 +13,7 @@ from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
 from nothing_gpt.artifacts import Artifact, Stage
 from nothing_gpt.bases import known_base
 from nothing_gpt.config import PlaceSettings, Settings, TrainingSettings
+from nothing_gpt.dpo.train import refuse_version
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.results import training_metrics
 from tasks.place import Models, Place, make_place
@@ -34,6 +35,7 @@ def training_pipeline(
     Raises:
         FatalError: bad pairs or a bad adapter, or as the training stage; TransientError as this.
     """
+    refuse_version(training)
     for name in ("train.jsonl", "val.jsonl"):
         read_pairs(data / name)
     base = known_base(place.base_model or validate_adapter(adapter).base, place.base_revision)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -21,8 +22,22 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-UNSERVED = ("use_dora", "modules_to_save", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora")
-"""What a configuration may ask for beyond plain LoRA that vLLM refuses (its lora/peft_helper.py)."""
+METRICS = "metrics.json"
+"""Beside an adapter that was trained here: what training measured."""
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Ways to begin an adapter that leave the base model's weights as they are."""
+UNSERVED: dict[str, Callable[[Any], object]] = {
+    "use_dora": bool,
+    "modules_to_save": bool,
+    "lora_bias": bool,
+    "layer_replication": bool,
+    "alora_invocation_tokens": bool,
+    "use_qalora": bool,
+    "use_bdlora": bool,
+    "bias": lambda value: value not in (None, "none"),
+    "init_lora_weights": lambda value: isinstance(value, str) and value.lower() not in PLAIN_INITS,
+}
+"""What a configuration may ask for beyond plain LoRA, and when vLLM refuses it (its lora/peft_helper.py)."""
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM's max_lora_rank may have; an adapter is served with the next one up."""
 
@@ -76,14 +91,14 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
 
     Raises:
         FatalError: a file is missing, cut or not an adapter's; a tensor holds NaN or infinity, has another rank than
-            the configuration says, or lacks its other half; DoRA, `modules_to_save`, an adapter on the output head or
-            for another task than text; shapes of another base.
+            the configuration says, or lacks its other half; DoRA or another of `UNSERVED`; an adapter on the output
+            head or for another task than text; shapes of another base.
     """
     config = _config(folder)
-    for feature in UNSERVED:
-        if config.get(feature):
+    for feature, refused in UNSERVED.items():
+        if refused(config.get(feature)):
             raise FatalError(
-                f"{folder / CONFIG}: {feature} is set, which vLLM cannot serve; train a plain LoRA adapter"
+                f"{folder / CONFIG}: {feature} is {config[feature]!r}, which vLLM cannot serve; give a plain LoRA"
             )
     rank, own_ranks = config.get("r"), config.get("rank_pattern") or {}
     if config.get("peft_type") != "LORA" or not isinstance(rank, int) or not isinstance(own_ranks, dict):
@@ -144,11 +159,25 @@ def changed_share(before: Path, after: Path) -> float:
     return changed / sum(tensor.numel() for tensor in old.values())
 
 
-def check_output(output: Path) -> None:
-    """Raises FatalError where no folder can come to stand: better now than after hours."""
+def check_output(output: Path, *inputs: Path, name: str = "ADAPTER_PATH") -> Path:
+    """The folder, links followed, that an adapter is to stand in: a new or empty one, or an earlier adapter of ours,
+    which it replaces. What does not do is found now and not after hours.
+
+    Raises:
+        FatalError: no folder can come to stand there, or the one that does is or contains an input, or holds anything
+            else. `name` is what named it.
+    """
+    output = output.resolve()
     there = next(path for path in (output, *output.parents) if path.exists())
     if not there.is_dir():
-        raise FatalError(f"ADAPTER_PATH: {there} is a file; give the path of a folder, which need not exist yet")
+        raise FatalError(f"{name}: {there} is a file; give the path of a folder, which need not exist yet")
+    for path in inputs:
+        if output in (path.resolve(), *path.resolve().parents):
+            raise FatalError(f"{name}: {output} is to be replaced, and {path} in it is read; give a new folder")
+    ours = all((output / file).is_file() for file in (CONFIG, METRICS))
+    if output.exists() and any(output.iterdir()) and not ours:
+        raise FatalError(f"{name}: {output} holds something else than an adapter trained here; give a new folder")
+    return output
 
 
 def publish(finished: Path, output: Path) -> None:

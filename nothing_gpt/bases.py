@@ -8,6 +8,9 @@ from pathlib import Path
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import digest, file_digest
 
+PIECE, PIECES = 1 << 16, 64
+"""Bytes of a sample, and samples of a file: one of up to 4 MiB is read whole."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -19,8 +22,8 @@ class Base:
 
 
 def known_base(location: str, revision: str | None) -> Base:
-    """A base model by what it is: a hub model by its name and commit, a folder by its configuration and, lest gigabytes
-    be read at every run, by size and first MiB of its weights.
+    """A base model by what it is: a hub model by its name and commit, a folder by its configuration, tokenizer and chat
+    template and, lest gigabytes be read at every run, by size and samples of its weights.
 
     Raises:
         FatalError: a path that is no model's folder, or a hub name without a commit.
@@ -42,13 +45,21 @@ def known_base(location: str, revision: str | None) -> Base:
 
 
 def _identity(folder: Path) -> str:
-    weights = [
-        [path.name, path.stat().st_size, hashlib.sha256(_first_mib(path)).hexdigest()]
-        for path in sorted(folder.glob("*.safetensors"))
-    ]
-    return digest([file_digest(folder / "config.json"), *weights])
+    return digest(
+        {path.name: file_digest(path) for path in _files(folder, "config.json", "tokenizer*", "chat_template*")}
+        | {path.name: [path.stat().st_size, _sampled(path)] for path in _files(folder, "*.safetensors", "*.bin")}
+    )
 
 
-def _first_mib(path: Path) -> bytes:
+def _files(folder: Path, *patterns: str) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+
+
+def _sampled(path: Path) -> str:
+    """A checksum of pieces that lie evenly spread over a file, from its first byte to its last."""
+    checksum, last = hashlib.sha256(), max(path.stat().st_size - PIECE, 0)
     with path.open("rb") as file:
-        return file.read(1 << 20)
+        for i in range(PIECES):
+            file.seek(last * i // (PIECES - 1))
+            checksum.update(file.read(PIECE))
+    return checksum.hexdigest()

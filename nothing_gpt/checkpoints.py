@@ -99,14 +99,22 @@ def is_whole(checkpoint: Path) -> bool:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not is_sealed(checkpoint):
+        return False
     try:
-        marker = json.loads((checkpoint / COMPLETE).read_bytes())
-        if any(file_digest(checkpoint / name) != checksum for name, checksum in marker.items()):
-            return False
         tensors = load_file(checkpoint / "adapter_model.safetensors")
-    except (OSError, ValueError, AttributeError, NothingGPTError, SafetensorError):
+    except (OSError, SafetensorError):
         return False
     return bool(tensors) and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether every file is there as it was when the folder was sealed."""
+    try:
+        marker = json.loads((folder / COMPLETE).read_bytes())
+        return all(file_digest(folder / name) == checksum for name, checksum in marker.items())
+    except (OSError, ValueError, AttributeError, NothingGPTError):
+        return False
 
 
 def seal(folder: Path) -> None:

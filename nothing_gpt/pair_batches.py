@@ -85,7 +85,8 @@ def share_prompts(model: PreTrainedModel) -> None:
 
 class SortedUpdates(Sampler[int]):
     """All pairs in an order that follows from seed and epoch, cut into updates, each sorted by length: micro-batches
-    pad less, and an update's gradient is the one it was."""
+    pad less, and over an update of equal micro-batches the preference loss's gradient is the one it was. Not so that of
+    the supervised term, which TRL averages over the tokens of each micro-batch."""
 
     def __init__(self, lengths: Sequence[int], pairs_an_update: int, seed: int) -> None:
         self._lengths, self._size, self._seed = lengths, pairs_an_update, seed

@@ -28,6 +28,21 @@ def load_tokenizer(base: str, revision: str | None) -> Any:
         raise _cannot_load(base, revision, error) from None
 
 
+def vocabulary(base: str, revision: str | None) -> int:
+    """How many tokens the base model knows: their ids are below that.
+
+    Raises:
+        FatalError: as `load_tokenizer`.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(base, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(base, revision, error) from None
+    return config.get_text_config().vocab_size
+
+
 def load_policy(base: str, revision: str | None, start: Path, quantization: str) -> "PeftModel":
     """The base model in bfloat16 on a CUDA device, in float32 on a CPU, or in 4 bits (`nf4`: NF4, double
     quantisation, bfloat16 arithmetic), with the adapter in `start`, trainable. It is given batches of pairs alone, and

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-ORPHAN_GRACE_S = 10
+GRACE_S = 25
+"""From SIGTERM to SIGKILL: a training saves a checkpoint. A preempted machine has 30 seconds."""
 PR_SET_PDEATHSIG = 1
 
 Run = Callable[[str, Sequence[str], Mapping[str, str], Path], None]
@@ -86,7 +87,7 @@ class Child:
         """The exit code, 128 + the number of the signal that ended the child, or None while it runs."""
         return None if (code := self._leash.poll()) is None else _exit_code(code)
 
-    def stop(self, grace: float = 10.0) -> int:
+    def stop(self, grace: float = GRACE_S) -> int:
         """SIGTERM to the whole group, SIGKILL to what is left after `grace` seconds; the exit code."""
         if self.running:
             self._leash.terminate()
@@ -162,7 +163,7 @@ def _leash(command: list[str]) -> int:
     readable, _, _ = select.select([parent, os.pidfd_open(child.pid)], [], [])
     if parent in readable:
         _kill_group(child.pid, signal.SIGTERM)
-        signal.alarm(ORPHAN_GRACE_S)
+        signal.alarm(GRACE_S)
     code = child.wait()
     _kill_group(child.pid, signal.SIGKILL)  # what it left behind
     return _exit_code(code)

@@ -36,11 +36,16 @@ class ShowSteps(TrainerCallback):
         self._shown.close()
 
 
+class EvaluationLeft(Exception):
+    """The process was asked to stop while it evaluated."""
+
+
 class Survive(TrainerCallback):
     """Seals and copies away every checkpoint, and ends training with one when the process is asked to stop (SIGTERM).
 
     Transformers' own answer to SIGTERM waits three seconds and saves in the middle of a step; this one saves at the
-    step's end, so that what is gone on from is what an undisturbed run went through.
+    step's end, so that what is gone on from is what an undisturbed run went through. It leaves an evaluation at once,
+    and the run that goes on makes up for it.
 
     `add` puts more into a checkpoint before it is sealed. `asked` says that the process was asked to stop in training.
     """
@@ -58,13 +63,21 @@ class Survive(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = True
+        state.compute_steps(args, state.max_steps)  # a checkpoint says how often the run that saved it logged and saved
+        due = state.global_step == state.max_steps or (state.global_step and state.global_step % state.eval_steps == 0)
+        done = any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history)
+        args.eval_on_start = bool(due) and not done
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:  # the last step's checkpoint wants its evaluation
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # a preempted machine has half a minute
-        if control.should_save:
+        if self.asked:
+            self._leave(control)
+        if control.should_save or control.should_evaluate:
             control.should_log = True  # or the steps since the last log would be in no log after a resume
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked:
+            self._leave(control)
+            raise EvaluationLeft
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -73,6 +86,10 @@ class Survive(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = False
+
+    def _leave(self, control: Any) -> None:
+        control.should_save = control.should_training_stop = True
+        control.should_evaluate = False  # a preempted machine has half a minute
 
     def _stop(self, *_: Any) -> None:
         if not self._training:
@@ -134,6 +151,8 @@ class PreferenceTrainer(DPOTrainer):
         try:
             with torch.random.fork_rng(devices=[]):
                 return super().evaluate(*args, **kwargs)
+        except EvaluationLeft:
+            return {}
         finally:
             self.loss_weights = weights
 

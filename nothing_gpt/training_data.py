@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from nothing_gpt.errors import FatalError
+from nothing_gpt.progress import say
 from nothing_gpt.records import digest
 
 if TYPE_CHECKING:
@@ -63,6 +64,37 @@ def tokenize(tokenizer: Any, rows: list[Row]) -> list[Tokens]:
     prompts = ids([row["prompt"] for row in rows], generation=True)
     chosen, rejected = (ids([row["prompt"] + row[side] for row in rows]) for side in ("chosen", "rejected"))
     return [Tokens(len(p), c, r) for p, c, r in zip(prompts, chosen, rejected, strict=True)]
+
+
+def check_split(train: list[Row], val: list[Row]) -> None:
+    """Says how many validation pairs have a prompt that is trained on: what is measured on them is partly memory.
+
+    Raises:
+        FatalError: all have.
+    """
+    trained_on = {digest(row["prompt"]) for row in train}
+    shared = sum(digest(row["prompt"]) in trained_on for row in val)
+    if shared == len(val):
+        raise FatalError("val.jsonl: every prompt is in train.jsonl too, so it can validate nothing; split by prompt")
+    if shared:
+        say(f"train: {shared} of {len(val)} pairs in val.jsonl have a prompt of train.jsonl; split by prompt")
+
+
+def check_tokens(tokens: list[Tokens], vocabulary: int, where: str) -> None:
+    """Raises FatalError where pairs hold ids that the model does not know, or their sides are equal as the model sees
+    them, with whatever the chat template trims or leaves out. `where` names them."""
+    highest = max(max(*pair.chosen, *pair.rejected) for pair in tokens)
+    if highest >= vocabulary:
+        raise FatalError(
+            f"{where}: the tokenizer makes token id {highest}, and the base model knows {vocabulary}; put the "
+            "model's own tokenizer beside it"
+        )
+    alike = [number for number, pair in enumerate(tokens, 1) if pair.chosen == pair.rejected]
+    if alike:
+        raise FatalError(
+            f"{where}: in {len(alike)} of {len(tokens)} pairs (the first is pair {alike[0]}) both sides are equal as "
+            "the base model's chat template writes them; take them out"
+        )
 
 
 def fit(

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest, changed_share, check_output, validate_adapter
+from nothing_gpt.adapters import (
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    adapter_digest,
+    changed_share,
+    check_output,
+    validate_adapter,
+)
 from nothing_gpt.errors import FatalError
 
 torch = pytest.importorskip("torch")
@@ -103,9 +111,29 @@ def test_a_module_s_own_rank_is_its_rank(tmp_path: Path) -> None:
     assert f"{RANK}, but by r and rank_pattern" in refused(save(tmp_path / "other", r=2, rank_pattern={"k_proj": RANK}))
 
 
-@pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"lora_bias": True},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"alora_invocation_tokens": [5, 6]},
+        {"use_qalora": True},
+        {"use_bdlora": {"nblocks": 2}},
+        {"bias": "all"},
+        {"init_lora_weights": "pissa_niter_16"},
+        {"init_lora_weights": "olora"},
+    ],
+)
 def test_what_vllm_cannot_serve_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert f"{next(iter(config))} is set, which vLLM cannot serve" in refused(save(tmp_path / "adapter", **config))
+    ((name, value),) = config.items()
+    assert f"{name} is {value!r}, which vLLM cannot serve" in refused(save(tmp_path / "adapter", **config))
+
+
+@pytest.mark.parametrize("config", [{"bias": "none"}, {"init_lora_weights": "EVA"}, {"init_lora_weights": True}])
+def test_what_vllm_serves_is_not(tmp_path: Path, config: dict[str, Any]) -> None:
+    validate_adapter(save(tmp_path / "adapter", **config))
 
 
 @pytest.mark.parametrize(
@@ -203,5 +231,24 @@ def test_an_adapter_s_place_that_can_be_no_folder_is_refused_before_training(tmp
     (tmp_path / "file").touch()
     with pytest.raises(FatalError, match=r"ADAPTER_PATH: .*/file is a file; give the path of a folder"):
         check_output(tmp_path / place)
-    check_output(tmp_path)
-    check_output(tmp_path / "new" / "out")
+    (tmp_path / "empty").mkdir()
+    for free in ("empty", "new", "new/out", "empty/../new"):
+        assert check_output(tmp_path / free) == (tmp_path / free).resolve()
+
+
+def test_a_folder_of_anything_but_an_adapter_of_ours_is_not_replaced(tmp_path: Path, adapter: Path) -> None:
+    """It was emptied: a folder of adapters as well as one adapter that was not trained here."""
+    for place in (tmp_path, adapter, adapter / ".." / "adapter"):
+        with pytest.raises(FatalError, match=r"--out: .* holds something else than an adapter trained here"):
+            check_output(place, name="--out")
+    (adapter / METRICS).write_text("{}")
+    assert check_output(adapter) == adapter
+
+
+@pytest.mark.parametrize("place", ["adapter", "adapter/../adapter", "link", "."])
+def test_what_is_read_is_not_replaced(tmp_path: Path, adapter: Path, place: str) -> None:
+    (adapter / METRICS).write_text("{}")
+    (tmp_path / "link").symlink_to(adapter)
+    with pytest.raises(FatalError, match=r"is to be replaced, and .*adapter in it is read; give a new folder"):
+        check_output(tmp_path / place, adapter)
+    check_output(adapter / "new", adapter)

@@ -22,6 +22,31 @@ def test_a_folder_is_known_by_its_files_wherever_it_lies(tmp_path: Path) -> None
     assert identity != known_base(str(one), None).identity
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja"])
+def test_its_tokenizer_and_chat_template_belong_to_it(tmp_path: Path, name: str) -> None:
+    base = save_base(tmp_path / "base")
+    identities = [known_base(str(base), None).identity]
+    for text in ("one", "two"):
+        (base / name).write_text(text)
+        identities.append(known_base(str(base), None).identity)
+    assert len(set(identities)) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_so_do_its_weights_wherever_they_differ(tmp_path: Path, share: float) -> None:
+    """By a layer, of which none is a 64th of the model: a fine-tuned model differs from its base in all."""
+    size = 16 << 20
+    base = save_base(tmp_path / "base")
+    identity = ""
+    for byte in (b"1", b"2"):
+        with (base / "model.safetensors").open("wb") as file:
+            file.truncate(size)
+            file.seek(int(share * (size - (size >> 5))))
+            file.write(byte * (size >> 5))
+        previous, identity = identity, known_base(str(base), None).identity
+        assert identity != previous
+
+
 def test_a_hub_model_is_known_by_its_commit(tmp_path: Path) -> None:
     base = known_base("meta-llama/Llama-3.2-3B", "c0ffee")
     assert (base.location, base.revision) == ("meta-llama/Llama-3.2-3B", "c0ffee")

@@ -6,7 +6,7 @@ import pytest
 from jinja2 import TemplateError
 
 from nothing_gpt.errors import FatalError
-from nothing_gpt.training_data import Tokens, fit, tokenize
+from nothing_gpt.training_data import Tokens, check_split, check_tokens, fit, tokenize
 
 SHORT = Tokens(2, [1, 2, 3], [1, 2, 4])
 LONG = Tokens(2, [1, 2, 3, 4, 5, 6], [1, 2, 9])
@@ -55,6 +55,30 @@ def test_the_longest_sequence_is_one_that_is_trained_on(long_pairs: str, longest
     assert counts["longest"] == longest
     fit(ROWS[:1], ALL[:1], 5, long_pairs, counts, "val.jsonl")
     assert counts["longest"] == longest, "of all files"
+
+
+def test_ids_that_the_model_does_not_know_are_refused() -> None:
+    check_tokens(ALL, 10, "train.jsonl")
+    with pytest.raises(FatalError, match=r"^train.jsonl: the tokenizer makes token id 9, and the base model knows 9; "):
+        check_tokens(ALL, 9, "train.jsonl")
+
+
+def test_sides_that_are_equal_for_the_model_are_refused() -> None:
+    with pytest.raises(FatalError, match=r"^val.jsonl: in 1 of 2 pairs \(the first is pair 2\) both sides are equal"):
+        check_tokens([SHORT, Tokens(2, [1, 2, 3], [1, 2, 3])], 10, "val.jsonl")
+
+
+def test_prompts_on_both_sides_of_the_split_are_counted_and_refused_where_all_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train, val = ([{"prompt": prompt} for prompt in prompts] for prompts in ("abc", "bde"))
+    check_split(train, val[1:])
+    assert capsys.readouterr().err == ""
+    check_split(train, val)
+    said = "train: 1 of 3 pairs in val.jsonl have a prompt of train.jsonl; split by prompt"
+    assert capsys.readouterr().err.splitlines() == [said]
+    with pytest.raises(FatalError, match=r"^val.jsonl: every prompt is in train.jsonl too"):
+        check_split(train, val[:1])
 
 
 class Tokenizer:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from nothing_gpt.adapters import (
     CONFIG,
+    METRICS,
     WEIGHTS,
     adapter_digest,
     base_name,
@@ -50,7 +51,9 @@ from nothing_gpt.checkpoints import (
     Checkpoints,
     alone,
     fetch_folder,
+    is_sealed,
     keep_folder,
+    seal,
     step_of,
     surviving_store,
 )
@@ -59,20 +62,19 @@ from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
 from nothing_gpt.intervals import bootstrap_mean, wilson
 from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate, loss_at_reference
-from nothing_gpt.policy import load_policy, load_tokenizer, train_in_float32
+from nothing_gpt.policy import load_policy, load_tokenizer, train_in_float32, vocabulary
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.processes import QUIET, Run
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest, file_digest, write_jsonl
 from nothing_gpt.store import Store, open_store, reporting_disk
 from nothing_gpt.tracking import Tracking
-from nothing_gpt.training_data import dataset, fit, tokenize
+from nothing_gpt.training_data import check_split, check_tokens, dataset, fit, tokenize
 from nothing_gpt.training_figures import KEY_METRICS, final_figures, out_of_memory, start_figures
 
 if TYPE_CHECKING:
     from nothing_gpt.trainers import PreferenceTrainer
 
-METRICS = "metrics.json"
 STEPS = "steps.jsonl"
 STEP0 = "step0.json"
 TRACKING = "tracking"
@@ -95,7 +97,8 @@ def train(
         # The trainer publishes it whole or not at all: if it is there, we were killed just after.
         if not finished.exists():
             settings_file = folder / "_settings.json"
-            settings_file.write_text(json.dumps({"training": settings.model_dump()}), encoding="utf-8")
+            values = settings.model_dump(exclude={"starting_version"})  # it is `adapter`
+            settings_file.write_text(json.dumps({"training": values}), encoding="utf-8")
             places = {
                 "SFT_ADAPTER_PATH": str(workshop.folder(adapter)),
                 "ADAPTER_PATH": str(finished),
@@ -164,22 +167,25 @@ def _program(given: Sequence[str]) -> None:
     environment = Environment()
     settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path
-    check_output(output)
+    refuse_version(settings)
     base = known_base(environment.base_model or base_name(start), environment.base_revision)
+    output = check_output(output, start, data, *([] if base.revision else [Path(base.location)]))
     run = arguments.run or fingerprint(start, data, base, settings)
-    recipe(
-        Training(
-            start,
-            data,
-            output,
-            base.location,
-            base.revision,
-            settings,
-            work=arguments.work / run if arguments.work else output.with_name(f".{output.name}.{run}"),
-            run=run,
-            store=open_store(arguments.store) if arguments.store else None,
+    work = (arguments.work or output.parent) / f".{output.name}.{run}"
+    store = open_store(arguments.store) if arguments.store else None
+    recipe(Training(start, data, output, base.location, base.revision, settings, work, run, store))
+    if not arguments.run:  # else who named it looks after its copies, once it has the adapter
+        with surviving_store("the store's copies of the checkpoints are still there"):
+            Checkpoints(work, store, run).clear()
+
+
+def refuse_version(settings: TrainingSettings) -> None:
+    """Raises FatalError where training alone is to start from a promoted version: it is given an adapter."""
+    if settings.starting_version:
+        raise FatalError(
+            f"training.starting_version={settings.starting_version}: training alone starts from the adapter that it is "
+            "given; leave it 0 and give that version's folder"
         )
-    )
 
 
 def fingerprint(start: Path, data: Path, base: Base, settings: TrainingSettings) -> str:
@@ -212,11 +218,15 @@ def recipe(training: Training) -> None:
 def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list[dict[str, Any]]) -> None:
     settings, work = training.settings, training.work
     validate_adapter(training.start, Path(training.base) if Path(training.base).is_dir() else None)
+    check_split(train_rows, val_rows)
     smoothing = label_smoothing(settings, training.data)
     tokenizer = load_tokenizer(training.base, training.revision)
+    known = vocabulary(training.base, training.revision)
     counts: Counter[str] = Counter()
     for rows, name in ((train_rows, "train.jsonl"), (val_rows, "val.jsonl")):
-        rows[:] = fit(rows, tokenize(tokenizer, rows), settings.max_length, settings.long_pairs, counts, name)
+        tokens = tokenize(tokenizer, rows)
+        check_tokens(tokens, known, name)
+        rows[:] = fit(rows, tokens, settings.max_length, settings.long_pairs, counts, name)
 
     from nothing_gpt.trainers import ShowSteps, Survive, reporting_full_disk
 
@@ -264,6 +274,8 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
             "pairs_truncated": counts["truncated"],
             "longest_sequence": counts["longest"],
             "label_smoothing": smoothing,
+            "sft_weight": settings.sft_weight,
+            "warmup_steps": trainer.args.get_warmup_steps(trainer.state.max_steps),
         }
         finished = finish(training, trainer, figures)
         tracking.made("adapter", [finished / CONFIG, finished / WEIGHTS, finished / METRICS])
@@ -312,7 +324,8 @@ def build_trainer(
 
     settings, cuda = training.settings, torch.cuda.is_available()
     prepared, key = training.work / "prepared", f"{FOLDER}/{training.run}/prepared"
-    if not prepared.exists():
+    if not is_sealed(prepared):
+        shutil.rmtree(prepared, ignore_errors=True)
         prepared.parent.mkdir(parents=True, exist_ok=True)
         with surviving_store("what is prepared is made anew, for the store's copy cannot be had"):
             fetch_folder(training.store, key, prepared)
@@ -324,10 +337,8 @@ def build_trainer(
         eval_dataset=dataset(val_rows, prepared),
         # Cut here, and not by DPOConfig.max_length: with that, TRL's cache of what it computed depends on the whole
         # configuration, the output folder included.
-        data_collator=DataCollatorForPreference(
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            max_length=settings.max_length,
-        ),
+        # Padded with any token, for padding is masked; one that was added to a tokenizer the model may not know.
+        data_collator=DataCollatorForPreference(pad_token_id=0, max_length=settings.max_length),
         args=DPOConfig(
             output_dir=str(training.work),
             loss_type=[settings.loss_type, "sft"],
@@ -347,6 +358,7 @@ def build_trainer(
     )
     train_in_float32(policy)
     check_float32(trainer.model)
+    seal(prepared)
     if training.store is not None:
         with surviving_store("what is prepared is on this machine only"):
             if not training.store.read(f"{key}/{COMPLETE}"):

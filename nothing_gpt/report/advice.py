@@ -13,6 +13,9 @@ Summary = Mapping[str, Any]
 
 STRONG_ACCURACY = 0.7
 LEAST_ACCURACY = 0.55
+LEAST_FALL = 0.007
+"""Share of the loss before training by which it must have fallen for accuracy and margin to mean anything: 0.005 of
+ln 2. Accuracy counts a difference of any size, and the first small steps already point the right way."""
 OVERFITTING = 0.1
 """How far (share of it) the validation loss may lie over its lowest, or over the training's last, before we say so."""
 
@@ -48,6 +51,7 @@ def training_checks(summary: Summary) -> list[Check]:
 
 def _training_checks(training: Mapping[str, Any], expected: float) -> Iterator[Check]:
     step0, accuracy, margin = (training.get(key) for key in ("step0_loss", "eval_accuracy", "eval_margin"))
+    unmoved = False
     if step0 is not None:
         yield Check(
             "loss before training",
@@ -57,8 +61,19 @@ def _training_checks(training: Mapping[str, Any], expected: float) -> Iterator[C
             f"The loss before training is {step0:.4f} and not {expected:.4f}: the reference is not the adapter that "
             "training started from. Mend this first; no other figure means anything until then.",
         )
+    if step0 is not None and training.get("eval_loss") is not None:
+        loss = min(training["eval_loss"], training.get("lowest_eval_loss", training["eval_loss"]))
+        unmoved = step0 - loss < LEAST_FALL * step0
+        yield Check(
+            "loss after training",
+            f"{step0:.4f} → {loss:.4f}",
+            f"lower by {LEAST_FALL:.1%} or more",
+            not unmoved,
+            f"The validation loss hardly fell, from {step0:.4f} to {loss:.4f}: the updates were too few or too small, "
+            f"whatever accuracy and margin say. {_more_training(training)}",
+        )
     if accuracy is not None:
-        strong = " (strong)" if accuracy > STRONG_ACCURACY else ""
+        strong = " (strong)" if accuracy > STRONG_ACCURACY and not unmoved else ""
         yield Check(
             "rewards/accuracies",
             f"{accuracy:.3f}{strong}",
@@ -79,6 +94,16 @@ def _training_checks(training: Mapping[str, Any], expected: float) -> Iterator[C
         )
     yield from _rewards_and_probabilities(training)
     yield from _losses(training)
+
+
+def _more_training(training: Mapping[str, Any]) -> str:
+    steps, warmup = training.get("steps"), training.get("warmup_steps")
+    if steps is not None and warmup is not None and warmup >= steps:
+        return (
+            f"All {steps} updates were within the warm-up of {warmup}: set training.warmup_steps to 0.1, a share of "
+            "them, and raise training.num_train_epochs or make more pairs."
+        )
+    return "Raise training.learning_rate or training.num_train_epochs, or make more pairs."
 
 
 def _rewards_and_probabilities(training: Mapping[str, Any]) -> Iterator[Check]:
@@ -119,7 +144,8 @@ def _losses(training: Mapping[str, Any]) -> Iterator[Check]:
         f"The validation loss rose again, from {lowest:.4f} to {loss:.4f}: training overfits. Lower "
         "training.num_train_epochs, or make more pairs.",
     )
-    if last is not None and not training.get("label_smoothing"):
+    # A smoothed loss, or one with a supervised term, is not the one that is evaluated.
+    if last is not None and not (training.get("label_smoothing") or training.get("sft_weight")):
         yield Check(
             "eval_loss over the training's",
             f"{loss - last:+.4f}",

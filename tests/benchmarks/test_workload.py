@@ -2,7 +2,16 @@
 
 import pytest
 
-from benchmarks.workload import SHAPES, PairLengths, forward_flops, mfu, peak_flops, sample_lengths, training_flops
+from benchmarks.workload import (
+    SHAPES,
+    PairLengths,
+    forward_flops,
+    mfu,
+    padded_tokens,
+    peak_flops,
+    sample_lengths,
+    training_flops,
+)
 
 LLAMA = SHAPES["llama-3.2-3b"]
 
@@ -38,3 +47,13 @@ def test_mfu_is_counted_against_the_devices_peak() -> None:
     assert mfu(60.5e12, 1.0, "NVIDIA L4") == pytest.approx(0.5)
     assert peak_flops("NVIDIA L40S") == 362e12
     assert mfu(1e12, 1.0, "AMD EPYC") is None
+
+
+def test_padding_is_counted_by_how_pairs_are_laid_out() -> None:
+    short, long = PairLengths(10, 5, 3), PairLengths(10, 20, 30)
+    pairs = [short, long, short, long]
+    assert padded_tokens(pairs, 1, ordered=False, shared=True) == (18 + 60) / 2
+    assert padded_tokens(pairs, 1, ordered=False, shared=False) == (30 + 80) / 2
+    assert padded_tokens(pairs, 2, ordered=False, shared=True) == 60
+    assert padded_tokens(pairs, 2, ordered=True, shared=True) == (18 + 60) / 2
+    assert padded_tokens(pairs, 2, ordered=True, shared=True, update=2) == 60

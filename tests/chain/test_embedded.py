@@ -77,8 +77,8 @@ def observed(chain: Chain) -> Observed:
     chain.start("run").kill_everything_when(lambda: len(chain.rows("sampling")) >= 30)
     completions = chain.rows("sampling")
     training = chain.data / "work" / "train"
-    chain.start("run").kill_everything_when(lambda: any(training.glob("*/_work/checkpoint-*/trainer_state.json")))
-    steps = {path.parent.name for path in training.glob("*/_work/checkpoint-*/trainer_state.json")}
+    chain.start("run").kill_everything_when(lambda: any(training.glob("*/_work/*/checkpoint-*/trainer_state.json")))
+    steps = {path.parent.name for path in training.glob("*/_work/*/checkpoint-*/trainer_state.json")}
     output = chain.finish("run")
     return Observed(completions, steps, chain.report()["stages"], chain.rows("sampling"), output)
 

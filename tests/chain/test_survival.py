@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from nothing_gpt.adapters import CONFIG, validate_adapter
-from nothing_gpt.dpo.train import METRICS, Training, recipe
+from nothing_gpt.dpo.train import METRICS, STEPS, Training, recipe
 from nothing_gpt.errors import TransientError
+from nothing_gpt.records import read_jsonl
 from tests.chain import tiny
 from tests.conftest import REPOSITORY
 
@@ -171,9 +173,39 @@ def test_interrupted_at_any_step_it_ends_where_the_undisturbed_run_does(
 ) -> None:
     interrupt(fresh, interruptions, monkeypatch)
     ours = figures(fresh)
-    for name in ("eval_loss", "eval_margin", "train_loss", "last_train_loss", "step0_loss"):
+    for name in ("eval_loss", "eval_margin", "train_loss", "last_train_loss", "step0_loss", "lowest_eval_loss"):
         assert ours[name] == pytest.approx(undisturbed[name], abs=1e-4), name
     assert ours["steps"] == tiny.STEPS
+
+
+def test_asked_in_an_evaluation_it_leaves_it_at_once_and_makes_up_for_it_later(
+    fresh: Training, undisturbed: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nothing_gpt.trainers import PreferenceTrainer
+
+    step = PreferenceTrainer.prediction_step
+    moments = (8, tiny.STEPS)
+    left = list(moments)
+    batches: Counter[int] = Counter()
+
+    def asked(self: Any, *arguments: Any, **options: Any) -> Any:
+        batches[self.state.global_step] += 1
+        if left and self.state.global_step == left[0]:
+            left.pop(0)
+            ask()
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(PreferenceTrainer, "prediction_step", asked)
+    for stopped_at in moments:
+        with pytest.raises(TransientError, match=f"stopped at step {stopped_at} of {tiny.STEPS} with a checkpoint"):
+            recipe(fresh)
+    recipe(fresh)
+    whole = batches[4]
+    assert (batches[8], batches[tiny.STEPS]) == (1 + whole, 1 + whole)
+    for name in ("eval_loss", "eval_margin", "train_loss", "last_train_loss", "lowest_eval_loss"):
+        assert figures(fresh)[name] == pytest.approx(undisturbed[name], abs=1e-4), name
+    logged = [row["step"] for _, row in read_jsonl(fresh.output / STEPS) if "eval_loss" in row]
+    assert logged == [0, 4, 8, tiny.STEPS]
 
 
 # It can be asked at any moment.

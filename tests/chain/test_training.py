@@ -16,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
 from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.bases import Base
-from nothing_gpt.checkpoints import newest_whole
+from nothing_gpt.checkpoints import Checkpoints, newest_whole
+from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import train as library
 from nothing_gpt.dpo.train import METRICS, STEPS, Training, build_trainer, recipe
 from nothing_gpt.errors import FatalError, TransientError
@@ -32,6 +34,7 @@ from nothing_gpt.preferences import read_pairs
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.results import training_metrics
 from nothing_gpt.store import open_store
+from nothing_gpt.trainers import Survive
 from nothing_gpt.training_figures import start_figures
 from tests.chain import tiny
 from tests.conftest import REPOSITORY
@@ -39,8 +42,8 @@ from tests.conftest import REPOSITORY
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(600)]
 
 SECRETS = {"HF_TOKEN": "hf_5ecret", "OPENAI_API_KEY": "sk-5ecret", "SERVE_API_KEY": "5ecret-key"}
-STOPPED_AT = 6
-"""A step after which no checkpoint is due."""
+STOPPED_AT = 7
+"""A step within an epoch, after which no checkpoint is due."""
 KILLED = f"""
 import os, signal
 from nothing_gpt.dpo.train import main
@@ -109,9 +112,9 @@ def fresh(model: Path, tmp_path: Path) -> Training:
     return tiny.training(model, tmp_path)
 
 
-def built(training: Training) -> Any:
+def built(training: Training, smoothing: float = 0.0) -> Any:
     train, val = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
-    return build_trainer(training, load_tokenizer(training.base, None), train, val, smoothing=0.0)
+    return build_trainer(training, load_tokenizer(training.base, None), train, val, smoothing)
 
 
 def metrics(adapter: Path) -> dict[str, Any]:
@@ -267,6 +270,28 @@ def test_a_store_that_fails_stops_nothing(
     assert "checkpoint-4 is on this machine only" in said
 
 
+@pytest.mark.parametrize("damage", ["zeros", "cut"])
+def test_what_was_prepared_and_is_damaged_is_prepared_anew(fresh: Training, damage: str) -> None:
+    """It was trained on, against a wrong reference, or ended in a traceback."""
+    reference = built(fresh).train_dataset["ref_chosen_logps"][:]
+    values = np.asarray(reference, np.float32).tobytes()
+    files = [path for path in (fresh.work / "prepared").rglob("*.arrow") if values in path.read_bytes()]
+    assert files
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data[:-200] if damage == "cut" else data.replace(values, bytes(len(values))))
+    assert built(fresh).train_dataset["ref_chosen_logps"][:] == reference
+
+
+def test_a_run_that_goes_on_logs_evaluates_and_saves_as_often_as_it_is_told_now(fresh: Training) -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    state = TrainerState(global_step=4, max_steps=12, logging_steps=9, eval_steps=9, save_steps=9)
+    args = TrainingArguments(str(fresh.work), logging_steps=1, eval_steps=2, save_steps=3, use_cpu=True)
+    Survive(Checkpoints(fresh.work)).on_train_begin(args, state, TrainerControl())
+    assert (state.logging_steps, state.eval_steps, state.save_steps) == (1, 2, 3)
+
+
 # What stops it.
 
 
@@ -280,7 +305,7 @@ def test_a_full_disk_is_one_clear_line(fresh: Training, error: Exception, monkey
         raise error
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(FatalError, match=r"work/\w+: cannot be used \(.*\); make room"):
+    with pytest.raises(FatalError, match=r"work/[.\w]+: cannot be used \(.*\); make room"):
         recipe(fresh)
     assert not fresh.output.exists()
 
@@ -368,7 +393,28 @@ def test_an_adapter_of_another_base_is_named(model: Path, tmp_path: Path, change
         load_policy(str(base), None, model / "sft", "none")
 
 
-# What TRL computes.
+# What TRL is given, and computes.
+
+
+def test_every_setting_reaches_trl(fresh: Training) -> None:
+    given = TrainingSettings(
+        beta=0.3, loss_type="robust", label_smoothing=0.2, sft_weight=0.5, learning_rate=3e-4, num_train_epochs=3,
+        lr_scheduler_type="cosine", warmup_steps=5, per_device_train_batch_size=3, per_device_eval_batch_size=5,
+        gradient_accumulation_steps=6, max_length=300, long_pairs="drop", gradient_checkpointing=True,
+        precompute_ref_log_probs=False, eval_steps=7, save_steps=11, logging_steps=13, seed=9,
+    )  # fmt: skip
+    elsewhere = {"quantization", "starting_version"}  # read before TRL is
+    same = {name for name, value in TrainingSettings() if value == getattr(given, name)}
+    assert same == elsewhere, "each is off its default, or its loss would not be seen"
+    trainer = built(replace(fresh, settings=given), smoothing=0.2)
+    for name, value in given.model_dump(exclude=library.OURS).items():
+        assert getattr(trainer.args, name) == value, name
+    assert (trainer.args.loss_type, trainer.args.loss_weights) == (["robust", "sft"], [1, 0.5])
+    assert (trainer.args.label_smoothing, trainer.data_collator.max_length) == (0.2, 300)
+    assert (trainer.beta, trainer.label_smoothing, trainer.loss_weights) == (0.3, 0.2, [1, 0.5])
+    assert not trainer.precompute_ref_logps
+    assert (trainer.args.ignore_data_skip, trainer.args.save_total_limit) == (False, 2)
+    assert (trainer.args.eval_strategy, trainer.args.save_strategy) == ("steps", "steps")
 
 
 def test_the_losses_are_trl_s_own(fresh: Training) -> None:

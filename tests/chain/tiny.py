@@ -69,4 +69,4 @@ def training(tiny: Path, work: Path, store: Store | None = None, **settings: Any
     chosen = TrainingSettings(**(SETTINGS.model_dump() | settings))
     start, data, base = tiny / "sft", tiny / "data", known_base(str(tiny / "base"), None)
     run = fingerprint(start, data, base, chosen)
-    return Training(start, data, work / "out", base.location, None, chosen, work / "work" / run, run, store)
+    return Training(start, data, work / "out", base.location, None, chosen, work / "work" / f".out.{run}", run, store)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.bases import Base
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import train
 from nothing_gpt.dpo.train import Training, fingerprint, label_smoothing, main
 from nothing_gpt.errors import FatalError
+from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate
+from nothing_gpt.store import open_store
 from tests.fake_vllm import save_base
 
+OTHER = {"prompt": [{"role": "user", "content": "[ANNA] Why?"}]}
 GOOD = {
     "prompt": [{"role": "user", "content": "[ANNA] Well?"}],
     "chosen": [{"role": "assistant", "content": "[BEN] Yes."}],
@@ -37,8 +41,8 @@ def save_adapter(folder: Path, **config: Any) -> Path:
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs `python -m nothing_gpt.dpo.train` on pairs, an adapter and its base, and returns the exit code."""
 
-    def program(*arguments: str) -> int:
-        places = {"SFT_ADAPTER_PATH": "sft", "DPO_DATA_PATH": ".", "ADAPTER_PATH": "out"}
+    def program(*arguments: str, **elsewhere: str) -> int:
+        places = {"SFT_ADAPTER_PATH": "sft", "DPO_DATA_PATH": ".", "ADAPTER_PATH": "out"} | elsewhere
         for name, path in places.items():
             monkeypatch.setenv(name, str(tmp_path / path))
         for name in ("BASE_MODEL", "BASE_REVISION"):
@@ -49,8 +53,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
         assert isinstance(ended.value.code, int)
         return ended.value.code
 
-    for name in ("train.jsonl", "val.jsonl"):
-        (tmp_path / name).write_text(json.dumps(GOOD))
+    (tmp_path / "train.jsonl").write_text(json.dumps(GOOD))
+    (tmp_path / "val.jsonl").write_text(json.dumps(GOOD | OTHER))
     save_adapter(tmp_path / "sft", base_model_name_or_path=str(save_base(tmp_path / "base")))
     return program
 
@@ -59,7 +63,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
 def refused(program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line that it ends with, given other files and changes of the adapter's configuration."""
 
-    def refused(train_file: str | None = json.dumps(GOOD), val_file: str = json.dumps(GOOD), **adapter: Any) -> str:
+    def refused(
+        train_file: str | None = json.dumps(GOOD), val_file: str = json.dumps(GOOD | OTHER), **adapter: Any
+    ) -> str:
         (tmp_path / "val.jsonl").write_text(val_file)
         (tmp_path / "train.jsonl").unlink()
         if train_file is not None:
@@ -112,8 +118,8 @@ def test_an_empty_validation_file_ends_it_with_one_clear_line(refused: Callable[
     ("config", "complaint"),
     [
         ({"r": 4}, "has rank 2, but by r and rank_pattern of adapter_config.json it has 4"),
-        ({"use_dora": True}, "use_dora is set, which vLLM cannot serve"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is set, which vLLM cannot serve"),
+        ({"use_dora": True}, "use_dora is True, which vLLM cannot serve"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'], which vLLM cannot serve"),
     ],
 )
 def test_an_adapter_that_could_not_be_served_ends_it_with_one_clear_line(
@@ -171,5 +177,58 @@ def test_two_runs_never_share_a_work_folder_whatever_is_given(
     for beta in (0.1, 0.2):
         (tmp_path / "settings.json").write_text(json.dumps({"training": {"beta": beta}}))
         assert program("--work", str(tmp_path / "w"), "--settings", str(tmp_path / "settings.json")) == 0
-    assert [training.work for training in given] == [tmp_path / "w" / training.run for training in given]
+    assert [training.work for training in given] == [tmp_path / "w" / f".out.{training.run}" for training in given]
     assert given[0].run != given[1].run
+
+
+def test_a_work_folder_that_is_given_is_never_itself_deleted(
+    program: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held the adapter that was just published, or whatever else was there."""
+    monkeypatch.setattr(train, "_recipe", lambda training, *_: training.output.mkdir())
+    assert program("--work", str(tmp_path)) == 0
+    assert (tmp_path / "out").is_dir()
+    assert (tmp_path / "train.jsonl").is_file()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_what_is_read_is_not_where_the_adapter_goes(
+    program: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "recipe", lambda _: pytest.fail("it begins"))
+    for place in ("sft", ".", "base"):
+        assert program(ADAPTER_PATH=place) == 1
+        assert " in it is read; give a new folder" in capsys.readouterr().err
+
+
+def test_alone_it_starts_from_no_version(
+    program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_text('{"training": {"starting_version": 2}}')
+    assert program("--settings", str(tmp_path / "settings.json")) == 1
+    assert "training alone starts from the adapter that it is given" in capsys.readouterr().err
+
+
+def test_as_a_stage_the_adapter_is_that_of_the_version(tmp_path: Path, workshop: Workshop) -> None:
+    given: list[dict[str, Any]] = []
+
+    def run(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        given.append(load_settings(Path(arguments[1])).training.model_dump())
+        raise FatalError("seen")
+
+    (tmp_path / "x").touch()
+    pairs, adapter = (workshop.adopt(Stage(name, 1), {"x": tmp_path / "x"}) for name in ("pairs", "adapter"))
+    settings = TrainingSettings(starting_version=2, beta=0.3)
+    with pytest.raises(FatalError, match="seen"):
+        train.train(workshop, pairs, adapter, Base("base", "base"), settings, run)
+    assert given == [settings.model_dump() | {"starting_version": 0}]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_store_s_copies_go_with_the_end_of_a_run_unless_another_named_it(
+    program: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    monkeypatch.setattr(train, "recipe", lambda training: store.write(f"checkpoints/{training.run}/x", b""))
+    assert program("--store", store.uri, *(["--run", "its-name"] if named else [])) == 0
+    assert list(store.list("checkpoints")) == (["checkpoints/its-name/x"] if named else [])

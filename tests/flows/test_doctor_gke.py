@@ -338,7 +338,7 @@ def test_the_place_s_own_settings_untouched_are_checked_line_by_line(
 
 def test_a_place_without_settings_of_its_own_is_one_line(program: Call) -> None:
     assert program("doctor", "--place", "moon").error == (
-        "--place moon: no settings for it (embedded, gke have some); give them with --settings"
+        "--place moon: no settings for it (embedded, gke, modal have some); give them with --settings"
     )
 
 

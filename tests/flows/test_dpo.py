@@ -357,13 +357,16 @@ class Program(Command):
     )
 
 
-def test_ctrl_c_ends_the_stage_at_work_and_leaves_nothing_behind(place: Engines) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_asked_to_stop_it_ends_the_stage_at_work_and_leaves_nothing_behind(
+    place: Engines, number: signal.Signals, code: int
+) -> None:
     place.vllm.before = lambda route, body: time.sleep(0.3)  # 40 prompts, one at a time
     options = place.options(sampling__concurrency=1)
     command = Program("run", *options, log=place.folder / "program.log")
     eventually(lambda: len(place.vllm.completions), lambda asked: asked > 2)
-    command.process.send_signal(signal.SIGINT)
-    assert command.wait(30) == 130
+    command.process.send_signal(number)
+    assert command.wait(60) == code
     assert command.alive() == []
     assert 2 < len(place.vllm.completions) < 20
     assert "Traceback" not in command.output

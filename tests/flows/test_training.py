@@ -77,3 +77,11 @@ def test_bad_pairs_and_a_bad_base_end_it_with_one_clear_line(alone: Call, traine
 
 def test_an_adapter_that_is_there_already_is_not_written_over(alone: Call, trainer: Trainer, tmp_path: Path) -> None:
     assert "exists already and may be served" in alone("--out", str(tmp_path)).error
+
+
+def test_what_cannot_come_to_a_good_end_is_refused_before_training(
+    alone: Call, trainer: Trainer, tmp_path: Path
+) -> None:
+    assert "train.jsonl is a file; give the path of a folder" in alone("--out", tmp_path / "train.jsonl" / "out").error
+    assert "training alone starts from the adapter" in alone("--set", "training.starting_version=1").error
+    assert trainer.runs == 0

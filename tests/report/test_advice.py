@@ -50,8 +50,8 @@ def test_each_warning_figure_has_its_own_advice(group: str, figures: dict[str, A
 def test_every_key_metric_is_held_against_its_healthy_range() -> None:
     checks = {check.name: check for check in training_checks({"training": WHOLE})}
     assert list(checks) == [
-        "loss before training", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected",
-        "logps/chosen", "logps/rejected", "eval_loss", "eval_loss over the training's",
+        "loss before training", "loss after training", "rewards/accuracies", "rewards/margins", "rewards/chosen",
+        "rewards/rejected", "logps/chosen", "logps/rejected", "eval_loss", "eval_loss over the training's",
     ]  # fmt: skip
     assert all(check.ok for check in checks.values())
     assert checks["rewards/accuracies"].value == "0.720 (strong)"
@@ -70,6 +70,31 @@ def test_a_metric_that_only_hints_is_marked_and_gives_no_advice(figures: dict[st
     summary = {"training": WHOLE | figures}
     assert [check.name for check in training_checks(summary) if not check.ok] == [unhealthy]
     assert advice(summary) == []
+
+
+GUIDE = WHOLE | {
+    "eval_loss": 0.6931, "lowest_eval_loss": 0.6931, "last_train_loss": 0.6931, "eval_accuracy": 0.857,
+    "eval_margin": 0.0001, "steps": 8, "warmup_steps": 20,
+}  # fmt: skip
+"""As the guide's values go: they end before their warm-up does."""
+
+
+def test_a_budget_too_small_to_learn_is_seen_whatever_the_accuracy() -> None:
+    checks = {check.name: check for check in training_checks({"training": GUIDE})}
+    assert [name for name, check in checks.items() if not check.ok] == ["loss after training"]
+    assert checks["rewards/accuracies"].value == "0.857"
+    (hint,) = advice({"training": GUIDE})
+    assert "hardly fell, from 0.6931 to 0.6931" in hint
+    assert "All 8 updates were within the warm-up of 20: set training.warmup_steps to 0.1" in hint
+    (hint,) = advice({"training": GUIDE | {"warmup_steps": 1}})
+    assert "Raise training.learning_rate or training.num_train_epochs" in hint
+
+
+def test_losses_that_hold_different_things_are_not_compared() -> None:
+    figures = WHOLE | {"last_train_loss": 0.1}
+    assert [check.name for check in training_checks({"training": figures}) if not check.ok]
+    for other in ({"sft_weight": 0.5}, {"label_smoothing": 0.2}):
+        assert all(check.ok for check in training_checks({"training": figures | other}))
 
 
 def test_a_run_like_the_first_one_is_told_the_cause_before_all_else() -> None:
