@@ -24,6 +24,7 @@ from nothing_gpt.config import (
 )
 from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.errors import FatalError
+from nothing_gpt.loading import Preset, compose
 from nothing_gpt.report.markdown import markdown
 from tasks.evaluate import evaluate
 from tasks.gate import gate
@@ -63,21 +64,40 @@ def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
 
 @flow(name="dpo-pipeline", validate_parameters=True)
 def dpo_pipeline(
+    preset: Preset | None = None,
     prompts: PromptsSettings = PromptsSettings(),
     sampling: SamplingSettings = SamplingSettings(),
     judge: JudgeSettings = JudgeSettings(),
     training: TrainingSettings = TrainingSettings(),
     gate: GateSettings = GateSettings(),
     place: PlaceSettings = PlaceSettings(),
+    overrides: list[str] = [],  # noqa: B006 (Prefect's form wants a list; nothing changes it)
     until: StageName = "promote",
 ) -> dict[str, Any]:
     """Samples, judges, trains, evaluates, and promotes the new adapter if it is measurably better.
 
+    A group of settings is taken whole: given from a shell, what it does not name falls back to its default, not to the
+    deployment's value. To change single settings, use `overrides`.
+
     Returns the run's summary. A failed gate ends the run in Failed, with the reasons.
+
+    Args:
+        preset: Settings of deployments/presets, laid over the groups below: what a preset names is its value.
+        prompts: Which prompts are used. Given from a shell or a schedule, a group replaces the deployment's as a whole.
+        sampling: Stage 1, the completions. A group is replaced as a whole.
+        judge: Stage 2, the verdicts. A group is replaced as a whole.
+        training: Stage 3, DPO. A group is replaced as a whole; a preset wins over what stands here.
+        gate: What the candidate must show. A group is replaced as a whole.
+        place: Where the engines are and where results are kept. A group is replaced as a whole.
+        overrides: Single settings, each as group.key=value, such as training.beta=0.05; they win over all of the above.
+        until: Last stage to run.
     """
     if place.kind == "local" and until in ("scripts", "base"):
         raise FatalError(f"--until {until}: only the embedded place has this stage")
-    settings = Settings(prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place)
+    groups = Settings.model_construct(
+        prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place
+    )
+    settings = compose(groups, preset, overrides)
     with open_place(settings) as engines:
         record = RunRecord(engines.workshop, settings)
 

@@ -3,13 +3,17 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError
+
+
+Preset = Literal["recommended", "noisy_judge", "length_norm", "aggressive", "guide", "smoke"]
+PRESETS = Path(__file__).parents[1] / "deployments" / "presets"
 
 
 def load_settings(
@@ -21,23 +25,47 @@ def load_settings(
     Raises:
         FatalError: a file cannot be read, or a setting is unknown, of the wrong type or out of bounds.
     """
-    values: dict[str, Any] = {}
-    for file in [files] if isinstance(files, Path) else files or ():
-        for group, given in _read_yaml(file).items():
-            values.setdefault(group, {}).update(given)
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        group, dot, key = name.strip().partition(".")
-        if not (equals and group and dot and key):
-            raise FatalError(f"--set {override}: write it as group.key=value, such as training.beta=0.05")
-        try:
-            values.setdefault(group, {})[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            raise FatalError(f"--set {override}: the value is not YAML; put it in quotes") from None
+    values: dict[str, dict[str, Any]] = {}
+    _lay_files(values, [files] if isinstance(files, Path) else files or ())
+    _lay_overrides(values, overrides, "--set")
     if seed is not None:
         for name, field in Settings.model_fields.items():
             if "seed" in getattr(field.annotation, "model_fields", {}):
                 values.setdefault(name, {})["seed"] = seed
+    return _validated(values)
+
+
+def compose(groups: Settings, preset: Preset | None = None, overrides: Iterable[str] = ()) -> Settings:
+    """The groups, which need not fit together yet, with a preset's values over theirs, and overrides over both.
+
+    Raises:
+        FatalError: as `load_settings`.
+    """
+    values = {name: getattr(groups, name).model_dump() for name in Settings.model_fields}
+    _lay_files(values, [PRESETS / f"{preset}.yaml"] if preset else ())
+    _lay_overrides(values, overrides, "overrides:")
+    return _validated(values)
+
+
+def _lay_files(values: dict[str, dict[str, Any]], files: Iterable[Path]) -> None:
+    for file in files:
+        for group, given in _read_yaml(file).items():
+            values.setdefault(group, {}).update(given)
+
+
+def _lay_overrides(values: dict[str, dict[str, Any]], overrides: Iterable[str], given_as: str) -> None:
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        group, dot, key = name.strip().partition(".")
+        if not (equals and group and dot and key):
+            raise FatalError(f"{given_as} {override}: write it as group.key=value, such as training.beta=0.05")
+        try:
+            values.setdefault(group, {})[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise FatalError(f"{given_as} {override}: the value is not YAML; put it in quotes") from None
+
+
+def _validated(values: dict[str, dict[str, Any]]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
