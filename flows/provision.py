@@ -8,6 +8,7 @@ stay. Runs are reported by the block `slack-webhook/nothing-gpt` or `webhook/not
 
 import json
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ LIMITS = {"endpoint": 1, "judge": 1, "gpu": 1}
 HEARTBEAT_SECONDS = 30
 DEAD_AFTER = timedelta(seconds=90)
 LATE_FOR = timedelta(hours=1)
-_TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_TERMINAL = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 def provision(client: SyncPrefectClient) -> None:
@@ -39,10 +40,11 @@ def provision(client: SyncPrefectClient) -> None:
     _pool(client, "gke", "kubernetes", json.loads(JOB_TEMPLATE.read_bytes()))
     for automation in automations(client):
         found = client.read_automations_by_name(automation.name)
-        if found:
-            client.update_automation(found[0].id, automation)
-        else:
+        if not found:
             client.create_automation(automation)
+        # An update forgets the runs it watches, of which one may just have died.
+        elif AutomationCore.model_validate(found[0].model_dump()) != automation:
+            client.update_automation(found[0].id, automation)
 
 
 def provision_limits(client: SyncPrefectClient) -> None:
@@ -56,51 +58,44 @@ def provision_limits(client: SyncPrefectClient) -> None:
 
 def automations(client: SyncPrefectClient) -> list[AutomationCore]:
     """A run whose process is gone, and one that no worker takes, become Crashed; a crashed one is reported."""
-    runs: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
-    ours: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": "dpo-pipeline"}
-    beat = "prefect.flow-run.heartbeat"
-    each = {"prefect.resource.id"}
+    beat = "heartbeat"
     made = [
-        AutomationCore(
-            name="nothing-gpt: a dead run is marked",
-            description="Its process has not been heard of; Retry goes on where it stopped.",
-            trigger=EventTrigger(
-                match=runs, match_related=ours, after={beat}, expect={beat, *_TERMINAL}, for_each=each,
-                posture=Posture.Proactive, threshold=1, within=DEAD_AFTER,
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED, message="Its process died or lost its machine; Retry goes on there."
-                )
-            ],
+        _automation(
+            "a dead run is marked",
+            _trigger([beat, *_TERMINAL], after=[beat], within=DEAD_AFTER),
+            _crash("Its process died or lost its machine; Retry goes on where it stopped."),
         ),
-        AutomationCore(
-            name="nothing-gpt: a late run is marked",
-            description="No worker took it; is one running?",
-            trigger=EventTrigger(
-                match=runs, match_related=ours, after={"prefect.flow-run.Late"}, for_each=each,
-                expect={"prefect.flow-run.Pending", "prefect.flow-run.Running", *_TERMINAL},
-                posture=Posture.Proactive, threshold=1, within=LATE_FOR,
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED, message="No worker took it for an hour; start one and press Retry."
-                )
-            ],
+        _automation(
+            "a late run is marked",
+            _trigger(["Pending", "Running", *_TERMINAL], after=["Late"], within=LATE_FOR),
+            _crash("No worker took it for an hour; start one and press Retry."),
         ),
-    ]  # fmt: skip
+    ]
     if report := _report(client):
-        made.append(
-            AutomationCore(
-                name="nothing-gpt: a crashed run is reported",
-                trigger=EventTrigger(
-                    match=runs, match_related=ours, expect={"prefect.flow-run.Crashed"}, posture=Posture.Reactive,
-                    threshold=1,
-                ),
-                actions=[report],
-            )
-        )  # fmt: skip
+        made.append(_automation("a crashed run is reported", _trigger(["Crashed"]), report))
     return made
+
+
+def _automation(name: str, trigger: EventTrigger, action: Any) -> AutomationCore:
+    return AutomationCore(name=f"nothing-gpt: {name}", trigger=trigger, actions=[action])
+
+
+def _trigger(expect: list[str], after: Iterable[str] = (), within: timedelta = timedelta(0)) -> EventTrigger:
+    """Fires where a run does what is expected; after something else, where it does not within the time."""
+    return EventTrigger(
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": "dpo-pipeline"},
+        after={f"prefect.flow-run.{event}" for event in after},
+        expect={f"prefect.flow-run.{event}" for event in expect},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive if after else Posture.Reactive,
+        threshold=1,
+        within=within,
+    )
+
+
+def _crash(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState.model_validate({"state": StateType.CRASHED, "message": message})
 
 
 def _report(client: SyncPrefectClient) -> SendNotification | CallWebhook | None:

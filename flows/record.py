@@ -15,7 +15,8 @@ from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.dpo.pairs import EXAMPLES, PEOPLE, people
 from nothing_gpt.quality import beyond_limits
 from nothing_gpt.records import read_jsonl
-from nothing_gpt.report.page import render_page
+from nothing_gpt.report.page import render_page, run_plots
+from nothing_gpt.report.plots import Plot
 from nothing_gpt.results import evaluation_metrics, quality_figures, training_metrics
 from nothing_gpt.serve.registry import Version
 from nothing_gpt.store import Store
@@ -71,6 +72,10 @@ class RunRecord:
         self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
         return summary
 
+    def plots(self, summary: dict[str, Any]) -> list[Plot]:
+        """The report's plots."""
+        return run_plots(summary, self._rows("train", "steps.jsonl"))
+
     def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:
         self._stages[name] = {
             "status": status,
@@ -95,6 +100,7 @@ class RunRecord:
             "place": self._settings.place.kind,
             "seed": self._settings.training.seed,
             "stages": self._stages,
+            "store": workshop.store.uri,
             "data": data,
             "warnings": beyond_limits(data, self._settings.judge) if data else [],
             "people": self._people() if data else None,

@@ -104,20 +104,21 @@ def kept_up(data: Path) -> str | None:
 
 
 def _provide_limits() -> None:
-    from prefect.client.orchestration import get_client
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.exceptions import PrefectHTTPStatusError
 
     from flows.provision import provision_limits
 
+    url, key, auth = (os.environ.get(f"PREFECT_API_{name}") for name in ("URL", "KEY", "AUTH_STRING"))
     try:
-        with get_client(sync_client=True) as client:
+        with SyncPrefectClient(str(url), api_key=key, auth_string=auth) as client:
             provision_limits(client)
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 401:
             raise
-        raise FatalError(f"{os.environ['PREFECT_API_URL']}: refuses us; set PREFECT_API_AUTH_STRING") from None
+        raise FatalError(f"{url}: refuses us; set PREFECT_API_AUTH_STRING to what its server was given") from None
     except httpx.HTTPError as error:
-        raise FatalError(f"PREFECT_API_URL: {os.environ['PREFECT_API_URL']} does not answer ({error})") from None
+        raise FatalError(f"{url}: Prefect's server does not answer ({error}); see PREFECT_API_URL") from None
 
 
 def _send_what_is_queued() -> None:

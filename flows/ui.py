@@ -34,7 +34,7 @@ from nothing_gpt.store import reporting_disk
 REPOSITORY = Path(__file__).parents[1]
 DEPLOYMENTS = "deployments/prefect.yaml"
 PORT = 4200
-UP_SECONDS, DOWN_SECONDS = 180, 60
+UP_SECONDS, DOWN_SECONDS, RUN_SECONDS = 180, 90, 30
 PAUSE_SECONDS = 2
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -104,7 +104,8 @@ def keep(data: Data, port: Annotated[int, typer.Option()]) -> None:
         _deploy()
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--install-policy", "never"]
         log = data / "logs" / "worker.log"
-        worker = _Kept("worker", lambda: children.enter_context(Child(command, log, {"PREFECT_WORKER_QUERY_SECONDS": "2"})))
+        often = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        worker = _Kept("worker", lambda: children.enter_context(Child(command, log, often)))
         state = home_of(data) / "ui.json"
         half = state.with_suffix(".part")
         half.write_text(json.dumps({"pid": os.getpid(), "url": f"http://127.0.0.1:{port}"}))
@@ -112,6 +113,7 @@ def keep(data: Data, port: Annotated[int, typer.Option()]) -> None:
         while not stop.wait(0.2):
             server.see_to()
             worker.see_to()
+        worker.end_runs()
         state.unlink()
 
 
@@ -127,6 +129,14 @@ class _Kept:
             say(f"the {self._name} ended with exit code {self._child.returncode}; starting it again")
             time.sleep(PAUSE_SECONDS)
             self._child = self._start()
+
+    def end_runs(self) -> None:
+        """Ends the worker's runs before it ends itself: so they have time to say that they crashed."""
+        with suppress(psutil.NoSuchProcess):
+            runs = psutil.Process(self._child.pid).children()
+            for run in runs:
+                run.terminate()
+            psutil.wait_procs(runs, RUN_SECONDS)
 
 
 def _deploy() -> None:

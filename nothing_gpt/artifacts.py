@@ -98,6 +98,8 @@ class Workshop:
     def __init__(self, store: Store, work: Path):
         self.store = store
         self.work = work
+        self.refresh: Mapping[str, str] = {}
+        """Stages to be done anew, each with the name of the wish: one wish is fulfilled once, whoever repeats it."""
 
     def make(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build) -> Artifact:
         """The stage's artifact for these settings and inputs, from the store or built now.
@@ -111,18 +113,25 @@ class Workshop:
         Raises:
             FatalError: the local folder or the store cannot be written. Whatever `build` raises.
         """
-        fingerprint = digest(
-            {
-                "stage": stage.name,
-                "version": stage.version,
-                "settings": dict(settings),
-                "inputs": {name: artifact.digest for name, artifact in inputs.items()},
-            }
-        )[:16]
+        fingerprint = _fingerprint(stage, settings, inputs)
+        if wish := self.refreshed(stage, settings, inputs):
+            fingerprint = digest([fingerprint, wish])[:16]
         found = self.find(stage.name, fingerprint)
         if found and not self._failed(found):
             return found
         return self._make(stage, fingerprint, settings, inputs, build)
+
+    def refreshed(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+        """The wish by which this stage was last done anew with these settings and inputs; empty where it never was.
+
+        It stands in the store, so that the new result stays the one to be found. The former one and the replies it was
+        made of stay too, under their own names.
+        """
+        key = f"refreshed/{stage.name}/{_fingerprint(stage, settings, inputs)}"
+        if wish := self.refresh.get(stage.name):
+            self.store.write(key, wish.encode())
+            return wish
+        return (self.store.read(key) or b"").decode()
 
     def _make(
         self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build
@@ -237,6 +246,18 @@ class Workshop:
         self.store.write(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         shutil.rmtree(folder, ignore_errors=True)
         return Artifact(self.store.uri, stage.name, fingerprint, manifest.digest)
+
+
+def _fingerprint(stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+    """Names what makes an artifact."""
+    return digest(
+        {
+            "stage": stage.name,
+            "version": stage.version,
+            "settings": dict(settings),
+            "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        }
+    )[:16]
 
 
 @contextmanager

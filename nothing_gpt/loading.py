@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError
 
-
 Preset = Literal["recommended", "noisy_judge", "length_norm", "aggressive", "guide", "smoke"]
 PRESETS = Path(__file__).parents[1] / "deployments" / "presets"
 

@@ -50,8 +50,9 @@ def evaluate(
     def build(folder: Path) -> Mapping[str, Any]:
         held_out, _ = read_prompts(workshop.file(prompts, "test.jsonl"))
         usage: dict[str, Any] = {}
+        again = workshop.refreshed(STAGE, fingerprinted, inputs)
         answers = {
-            name: _answers(workshop.store, held_out, sampling, service, name, usage)
+            name: _answers(workshop.store, held_out, sampling, service, name, usage, again)
             for name, service in (("reference", reference), ("candidate", candidate))
         }
         sets = [
@@ -59,7 +60,7 @@ def evaluate(
             for prompt in held_out
             if prompt.id in answers["reference"] and prompt.id in answers["candidate"]
         ]
-        rows = _compare(workshop.store, sets, judge.model_copy(update=ALONE), judging, usage)
+        rows = _compare(workshop.store, sets, judge.model_copy(update=ALONE), judging, usage, again)
         if not rows:
             raise FatalError(
                 f"evaluate: none of {len(held_out)} held-out prompts could be compared; "
@@ -85,7 +86,8 @@ def evaluate(
         "reference": reference.identity,
         "candidate": candidate.identity,
     }
-    return workshop.make(STAGE, fingerprinted, {"prompts": prompts}, build)
+    inputs = {"prompts": prompts}
+    return workshop.make(STAGE, fingerprinted, inputs, build)
 
 
 def score(votes: list[Verdict]) -> float:
@@ -112,9 +114,10 @@ def _answers(
     service: Service,
     name: str,
     usage: dict[str, Any],
+    again: str,
 ) -> dict[str, str]:
     """One answer a prompt, by its id; empty where the adapter gave none that can be used."""
-    with Sampling(store, settings, service, count=1, distinct=1) as sampling:
+    with Sampling(store, settings, service, count=1, distinct=1, again=again) as sampling:
         sampling.ask(prompts, f"evaluate: {name}")
         usage[name] = sampling.usage
         results = [sampling.result(prompt) for prompt in prompts]
@@ -126,11 +129,16 @@ def _answers(
 
 
 def _compare(
-    store: Store, sets: list[CompletionSet], settings: JudgeSettings, service: Service, usage: dict[str, Any]
+    store: Store,
+    sets: list[CompletionSet],
+    settings: JudgeSettings,
+    service: Service,
+    usage: dict[str, Any],
+    again: str,
 ) -> list[dict[str, Any]]:
     """One row a prompt."""
     rows: list[dict[str, Any]] = []
-    with Judging(store, settings, service) as judging:
+    with Judging(store, settings, service, again) as judging:
         judging.ask([item for item in sets if foregone(*item.completions) is None], "evaluate: compare")
         usage["judge"] = judging.usage
         for item in sets:

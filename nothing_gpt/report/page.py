@@ -63,7 +63,7 @@ def render_page(
         advice=advice(summary),
         checks=training_checks(summary),
         stages=stage_lines(summary),
-        plots=[*_run_plots(summary, steps), *data_plots(data)],
+        plots=run_plots(summary, steps),
         data=data_figures(data, summary.get("people")),
         characters=characters(data),
         training=_rest(training),
@@ -103,7 +103,8 @@ def _render(**sections: Any) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(sections)
 
 
-def _run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
+def run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
+    """The plots of a run, those that there is something for."""
     made: list[Plot] = []
     win, training = (summary.get(key) or {} for key in ("win_rate", "training"))
     estimates = {
@@ -130,7 +131,7 @@ def _run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
                 "The dashed lines are where training starts: the loss of the reference itself, no margin.",
             )
         )
-    return made
+    return [*made, *data_plots(summary.get("data") or {})]
 
 
 def _rest(training: Row) -> dict[str, str]:
