@@ -120,7 +120,7 @@ def dpo_pipeline(
 
         def publish() -> Any:
             summary = record.finish()
-            show_run(summary, record.plots(summary))
+            show_run(summary, record.plots)
             return Completed(message=decision(summary).headline, data=summary)
 
         try:

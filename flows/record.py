@@ -38,6 +38,8 @@ class RunRecord:
         self._results: dict[str, Any] = {}
         self._stages: dict[str, dict[str, Any]] = {}
         self._error: str | None = None
+        self.plots: list[Plot] = []
+        """The report's, once the run has finished."""
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """Does a stage's work, and notes how it went."""
@@ -56,25 +58,16 @@ class RunRecord:
         """Writes the report page and then the summary, which it returns."""
         summary = self._summary()
         key = f"{FOLDER}/{summary['run']}"
-        page = render_page(
-            summary,
-            *(
-                self._rows(stage, name)
-                for stage, name in (
-                    ("train", "steps.jsonl"),
-                    ("pairs", EXAMPLES),
-                    ("evaluate", "comparisons.jsonl"),
-                )
-            ),
+        steps, pairs, comparisons = (
+            self._rows(stage, name)
+            for stage, name in (("train", "steps.jsonl"), ("pairs", EXAMPLES), ("evaluate", "comparisons.jsonl"))
         )
+        self.plots = run_plots(summary, steps)
+        page = render_page(summary, steps, pairs, comparisons, self.plots)
         self._workshop.store.write(f"{key}/report.html", page.encode())
         # Last: the run is there when its summary is (`last_run`).
         self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
         return summary
-
-    def plots(self, summary: dict[str, Any]) -> list[Plot]:
-        """The report's plots."""
-        return run_plots(summary, self._rows("train", "steps.jsonl"))
 
     def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:
         self._stages[name] = {

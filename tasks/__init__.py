@@ -12,13 +12,14 @@ from typing import Any
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from nothing_gpt.artifacts import Artifact
-from nothing_gpt.errors import NothingGPTError, TransientError
+from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
 from tasks.shown import progress_shown, show_result
 
 RETRIES = 3
@@ -77,8 +78,11 @@ def _slots(names: Sequence[str]) -> Iterator[None]:
     if not names:
         yield
         return
-    with concurrency([*names], strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
-        yield
+    try:
+        with concurrency([*names], strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+            yield
+    except ConcurrencySlotAcquisitionError as error:
+        raise FatalError(f"{error}; run `python -m flows.provision`, which makes them") from None
 
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:

@@ -46,13 +46,17 @@ class Examples(NamedTuple):
 
 
 def render_page(
-    summary: Summary, steps: Sequence[Row] = (), pairs: Sequence[Row] = (), comparisons: Sequence[Row] = ()
+    summary: Summary,
+    steps: Sequence[Row] = (),
+    pairs: Sequence[Row] = (),
+    comparisons: Sequence[Row] = (),
+    plots: list[Plot] | None = None,
 ) -> str:
     """The report on a run as HTML. What the summary or the details lack is left out.
 
     `steps` are the trainer's log rows, `pairs` rows `{prompt, chosen, rejected, reasons}` of `examples.jsonl`, and
-    `comparisons` rows `{prompt, reference, candidate, score, reasons}` of `evaluate`. The same input gives
-    the same bytes.
+    `comparisons` rows `{prompt, reference, candidate, score, reasons}` of `evaluate`. `plots` are those of `run_plots`,
+    where they are drawn already. The same input gives the same bytes.
     """
     data, training, gate = (summary.get(key) or {} for key in ("data", "training", "gate"))
     return _render(
@@ -63,7 +67,7 @@ def render_page(
         advice=advice(summary),
         checks=training_checks(summary),
         stages=stage_lines(summary),
-        plots=run_plots(summary, steps),
+        plots=run_plots(summary, steps) if plots is None else plots,
         data=data_figures(data, summary.get("people")),
         characters=characters(data),
         training=_rest(training),
