@@ -2,18 +2,25 @@
 #   PYTHON=python3.12     another interpreter for the environments
 #   TORCH_INDEX=URL       PyTorch's CPU wheel index, where pip is not configured for it
 #   SEED=1                make demo: with other scripts, another model and other samples
+#   PORT=4201             make ui: on another port than 4200
 
 bin := .venv/bin
 export PYTHON TORCH_INDEX
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test lint image-check format env server-env envs clean
+.PHONY: help demo ui down test lint image-check format env server-env envs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: envs ## the whole chain on this machine, on real engines, from sample scripts to a better served adapter
 	$(bin)/nothing-gpt run --settings deployments/embedded.yaml $(if $(SEED),--seed $(SEED))
+
+ui: envs ## Prefect's UI with the deployments and a worker on this machine; prints its address
+	@$(bin)/python -m flows.ui up $(if $(PORT),--port $(PORT))
+
+down: ## ends what `make ui` started; all runs are kept
+	@$(bin)/python -m flows.ui down
 
 test: envs lint ## static checks, fast tests, and one small embedded chain
 	$(bin)/pytest -q

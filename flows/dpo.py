@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.record import RunRecord, StageName
 from nothing_gpt.bases import Base
@@ -24,7 +25,8 @@ from nothing_gpt.config import (
 )
 from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.errors import FatalError
-from nothing_gpt.report.markdown import markdown
+from nothing_gpt.loading import Preset, compose
+from nothing_gpt.report.summary import decision
 from nothing_gpt.serve.registry import Version
 from tasks.evaluate import evaluate
 from tasks.gate import gate
@@ -34,6 +36,8 @@ from tasks.pairs import pairs
 from tasks.place import EmbeddedPlace, LocalPlace, Models, open_place
 from tasks.promote import promote
 from tasks.prompts import prompts
+from tasks.secrets import secrets_from_blocks
+from tasks.shown import show_run
 from tasks.start import adopt_adapter, base, scripts, sft
 from tasks.train import train
 
@@ -64,23 +68,47 @@ def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
 
 @flow(name="dpo-pipeline", validate_parameters=True)
 def dpo_pipeline(
+    preset: Preset | None = None,
     prompts: PromptsSettings = PromptsSettings(),
     sampling: SamplingSettings = SamplingSettings(),
     judge: JudgeSettings = JudgeSettings(),
     training: TrainingSettings = TrainingSettings(),
     gate: GateSettings = GateSettings(),
     place: PlaceSettings = PlaceSettings(),
+    overrides: list[str] = [],  # noqa: B006 (Prefect's form wants a list; nothing changes it)
     until: StageName = "promote",
+    refresh: list[StageName] = [],  # noqa: B006
 ) -> dict[str, Any]:
     """Samples, judges, trains, evaluates, and promotes the new adapter if it is measurably better.
 
+    A group of settings is taken whole: given from a shell, what it does not name falls back to its default, not to the
+    deployment's value. To change single settings, use `overrides`.
+
     Returns the run's summary. A failed gate ends the run in Failed, with the reasons.
+
+    Args:
+        preset: Settings of deployments/presets, laid over the groups below: what a preset names is its value.
+        prompts: Which prompts are used. Given from a shell or a schedule, a group replaces the deployment's as a whole.
+        sampling: Stage 1, the completions. A group is replaced as a whole.
+        judge: Stage 2, the verdicts. A group is replaced as a whole.
+        training: Stage 3, DPO. A group is replaced as a whole; a preset wins over what stands here.
+        gate: What the candidate must show. A group is replaced as a whole.
+        place: Where the engines are and where results are kept. A group is replaced as a whole.
+        overrides: Single settings, each as group.key=value, such as training.beta=0.05; they win over all of the above.
+        until: Last stage to run.
+        refresh: Stages to do again although they are done, and with them whatever follows from another result. A stage
+            that asks somebody asks for all its replies anew, and they are paid for again; the former ones are kept. A
+            retry of the run goes on with the new ones. gate and promote always run.
     """
     if place.kind != "embedded" and until in ("scripts", "base"):
         raise FatalError(f"--until {until}: only the embedded place has this stage")
-    settings = Settings(prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place)
+    groups = Settings.model_construct(
+        prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place
+    )
+    settings = compose(groups, preset, overrides)
     settings.check_chain()
-    with open_place(settings) as engines:
+    with secrets_from_blocks(), open_place(settings) as engines:
+        engines.workshop.refresh = dict.fromkeys(refresh, flow_run.id or "")
         record = RunRecord(engines.workshop, settings)
 
         def step(task: Any, *inputs: Any) -> Any:
@@ -94,10 +122,10 @@ def dpo_pipeline(
                 raise _Reached
             return result
 
-        def publish() -> dict[str, Any]:
+        def publish() -> Any:
             summary = record.finish()
-            create_markdown_artifact(markdown(summary), key="dpo-report", description="The run's report")
-            return summary
+            show_run(summary, record.plots)
+            return Completed(message=decision(summary).headline, data=summary)
 
         try:
             chain(engines, step)

@@ -15,7 +15,8 @@ from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.dpo.pairs import EXAMPLES, PEOPLE, people
 from nothing_gpt.quality import beyond_limits
 from nothing_gpt.records import read_jsonl
-from nothing_gpt.report.page import render_page
+from nothing_gpt.report.page import render_page, run_plots
+from nothing_gpt.report.plots import Plot
 from nothing_gpt.results import evaluation_metrics, quality_figures, training_metrics
 from nothing_gpt.serve.registry import Version
 from nothing_gpt.store import Store
@@ -37,6 +38,8 @@ class RunRecord:
         self._results: dict[str, Any] = {}
         self._stages: dict[str, dict[str, Any]] = {}
         self._error: str | None = None
+        self.plots: list[Plot] = []
+        """The report's, once the run has finished."""
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """Does a stage's work, and notes how it went."""
@@ -55,17 +58,12 @@ class RunRecord:
         """Writes the report page and then the summary, which it returns."""
         summary = self._summary()
         key = f"{FOLDER}/{summary['run']}"
-        page = render_page(
-            summary,
-            *(
-                self._rows(stage, name)
-                for stage, name in (
-                    ("train", "steps.jsonl"),
-                    ("pairs", EXAMPLES),
-                    ("evaluate", "comparisons.jsonl"),
-                )
-            ),
+        steps, pairs, comparisons = (
+            self._rows(stage, name)
+            for stage, name in (("train", "steps.jsonl"), ("pairs", EXAMPLES), ("evaluate", "comparisons.jsonl"))
         )
+        self.plots = run_plots(summary, steps)
+        page = render_page(summary, steps, pairs, comparisons, self.plots)
         self._workshop.store.write(f"{key}/report.html", page.encode())
         # Last: the run is there when its summary is (`last_run`).
         self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
@@ -95,6 +93,7 @@ class RunRecord:
             "place": self._settings.place.kind,
             "seed": self._settings.training.seed,
             "stages": self._stages,
+            "store": workshop.store.uri,
             "data": data,
             "warnings": beyond_limits(data, self._settings.judge) if data else [],
             "people": self._people() if data else None,

@@ -1,9 +1,11 @@
-"""A Prefect server of our own for the length of one command, its database in the data folder, where later commands and
-the UI find all runs again.
+"""Prefect's server: one of our own for the length of one command, or the one that `make ui` keeps up. Both have their
+database in the data folder, where later commands and the UI find all runs again.
 
 Prefect would start a temporary server by itself, but that one lives on when its flow is killed.
 """
 
+import fcntl
+import json
 import os
 import sys
 import time
@@ -24,35 +26,99 @@ FLUSH_SECONDS = 10
 
 @contextmanager
 def prefect_server(settings: Settings) -> Iterator[None]:
-    """Points Prefect, which must not be imported yet, at a server: the one that PREFECT_API_URL names, or our own.
+    """Points Prefect, which must not be imported yet, at a server with our limits: the one that PREFECT_API_URL names,
+    the one of `make ui`, or our own.
 
     Raises:
-        FatalError: the server does not start.
+        FatalError: the server does not start, or wants another PREFECT_API_AUTH_STRING.
     """
+    data = Path(settings.place.data)
     if "PREFECT_API_URL" in os.environ:
+        _provide_limits()
         yield
         return
-    home = Path(settings.place.data).absolute() / "prefect"
-    with reporting_disk(home):
-        home.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    os.environ.update(
-        {
-            "PREFECT_HOME": str(home),
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # Our own lines are on the terminal; Prefect's are in the run's log, where its UI shows them.
-            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        }
-    )
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = Path(settings.place.data) / "logs" / "prefect.log"
-    with Child(command, log) as server:
-        _wait(server, f"http://127.0.0.1:{port}/api/health", log)
+    # Our own lines are on the terminal; Prefect's are in the run's log, where its UI shows them.
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    if url := kept_up(data):
+        os.environ.update(environment(data, url))
+        _provide_limits()
+        yield
+        return
+    with own_server(data, free_port()):
+        _provide_limits()
         try:
             yield
         finally:
             _send_what_is_queued()
+
+
+@contextmanager
+def own_server(data: Path, port: int) -> Iterator[Child]:
+    """A server on this port of this machine alone, with its database in the data folder, once it answers. What is
+    imported or started from here uses it.
+
+    Raises:
+        FatalError: the server does not start.
+    """
+    url, log = f"http://127.0.0.1:{port}", data / "logs" / "prefect.log"
+    home = home_of(data)
+    with reporting_disk(home):
+        home.mkdir(parents=True, exist_ok=True)
+    os.environ.update(environment(data, url))
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with Child(command, log) as server:
+        _wait(server, f"{url}/api/health", log)
+        yield server
+
+
+def environment(data: Path, url: str) -> dict[str, str]:
+    """What Prefect's programs read of the server at `url`."""
+    own = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    return {
+        "PREFECT_HOME": str(home_of(data)),
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # In memory, a restart of the server would forget who holds a slot, and the slot would never be free again.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        **({"PREFECT_API_AUTH_STRING": own} if own else {}),
+    }
+
+
+def home_of(data: Path) -> Path:
+    """Prefect's own folder in a data folder."""
+    return data.absolute() / "prefect"
+
+
+def kept_up(data: Path) -> str | None:
+    """Address of the server that `make ui` keeps up on a data folder; None where it does not."""
+    state, lock = home_of(data) / "ui.json", home_of(data) / "ui.lock"
+    if not (state.exists() and lock.exists()):
+        return None
+    with lock.open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # its keeper lives
+            return json.loads(state.read_bytes())["url"]
+    return None
+
+
+def _provide_limits() -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from flows.provision import provision_limits
+
+    url, key, auth = (os.environ.get(f"PREFECT_API_{name}") for name in ("URL", "KEY", "AUTH_STRING"))
+    try:
+        with SyncPrefectClient(str(url), api_key=key, auth_string=auth) as client:
+            provision_limits(client)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 401:
+            raise
+        raise FatalError(f"{url}: refuses us; set PREFECT_API_AUTH_STRING to what its server was given") from None
+    except httpx.HTTPError as error:
+        raise FatalError(f"{url}: Prefect's server does not answer ({error}); see PREFECT_API_URL") from None
 
 
 def _send_what_is_queued() -> None:

@@ -98,6 +98,8 @@ class Workshop:
     def __init__(self, store: Store, work: Path):
         self.store = store
         self.work = work
+        self.refresh: Mapping[str, str] = {}
+        """Stages to be done anew, each with the name of the wish: one wish is fulfilled once, whoever repeats it."""
 
     def make(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build) -> Artifact:
         """The stage's artifact for these settings and inputs, from the store or built now.
@@ -111,7 +113,7 @@ class Workshop:
         Raises:
             FatalError: the local folder or the store cannot be written. Whatever `build` raises.
         """
-        fingerprint = fingerprint_of(stage, settings, inputs)
+        fingerprint = self.fingerprint(stage, settings, inputs)
         return self._have(stage, fingerprint, lambda: self._make(stage, fingerprint, settings, inputs, build))
 
     def made_elsewhere(
@@ -123,7 +125,7 @@ class Workshop:
         Raises:
             FatalError: it is not there, or not whole. Whatever `ask` raises.
         """
-        fingerprint = fingerprint_of(stage, settings, inputs)
+        fingerprint = self.fingerprint(stage, settings, inputs)
 
         def bring() -> Artifact:
             ask(fingerprint)
@@ -140,6 +142,24 @@ class Workshop:
     def _have(self, stage: Stage, fingerprint: str, bring: Callable[[], Artifact]) -> Artifact:
         found = self.find(stage.name, fingerprint)
         return found if found and not self._failed(found) else bring()
+
+    def fingerprint(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+        """What names the artifact to be found or made: a digest of what makes it, and of the wish to have it anew."""
+        plain = fingerprint_of(stage, settings, inputs)
+        wish = self.refreshed(stage, settings, inputs)
+        return digest([plain, wish])[:16] if wish else plain
+
+    def refreshed(self, stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+        """The wish by which this stage was last done anew with these settings and inputs; empty where it never was.
+
+        It stands in the store, so that the new result stays the one to be found. The former one and the replies it was
+        made of stay too, under their own names.
+        """
+        key = f"refreshed/{stage.name}/{fingerprint_of(stage, settings, inputs)}"
+        if wish := self.refresh.get(stage.name):
+            self.store.write(key, wish.encode())
+            return wish
+        return (self.store.read(key) or b"").decode()
 
     def _make(
         self, stage: Stage, fingerprint: str, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], build: Build

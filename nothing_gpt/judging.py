@@ -50,15 +50,15 @@ class Judging:
     """Votes on sets of completions under one group of settings: `ask`, then `result` a set. A context manager.
 
     The models of a panel are asked one after the other, so that `concurrency` bounds all traffic and `max_cost_usd`
-    what they cost together. A ballot that an earlier run gave up is asked anew.
+    what they cost together. A ballot that an earlier run gave up is asked anew. Under another `again` everything is.
     """
 
-    def __init__(self, store: Store, settings: JudgeSettings, service: Service):
+    def __init__(self, store: Store, settings: JudgeSettings, service: Service, again: str = ""):
         rubric = read_rubric(settings.rubric)
         names = dict.fromkeys([service.model, *settings.panel])
         panel = [replace(service, model=name, identity=name) for name in names if name != service.model]
         self._settings = settings
-        self._judges = [_Judge(store, settings, judge, rubric) for judge in [service, *panel]]
+        self._judges = [_Judge(store, settings, judge, rubric, again) for judge in [service, *panel]]
         self._failures: Failures | None = None
 
     def __enter__(self) -> Self:
@@ -139,7 +139,7 @@ class Judging:
 class _Judge:
     """One model and its replies, which are kept under all that decides them but what is shown."""
 
-    def __init__(self, store: Store, settings: JudgeSettings, service: Service, rubric: str):
+    def __init__(self, store: Store, settings: JudgeSettings, service: Service, rubric: str, again: str):
         self.service = service
         price = settings.prices.get(service.model)
         # By whether a reply came in a batch: what is kept was paid in the one way or the other.
@@ -156,6 +156,7 @@ class _Judge:
                 "temperature": settings.temperature,
                 "max_tokens": settings.max_tokens,
                 "rubric": digest(rubric),
+                **({"again": again} if again else {}),
             }
         )[:16]
         self.journal = Journal(store, f"judging/{self.partition}")

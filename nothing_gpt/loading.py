@@ -3,13 +3,16 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError
+
+Preset = Literal["recommended", "noisy_judge", "length_norm", "aggressive", "guide", "smoke"]
+PRESETS = Path(__file__).parents[1] / "deployments" / "presets"
 
 
 def load_settings(
@@ -21,22 +24,41 @@ def load_settings(
     Raises:
         FatalError: a file cannot be read, or a setting is unknown, of the wrong type or out of bounds.
     """
-    values: dict[str, Any] = {}
-    for file in [files] if isinstance(files, Path) else files or ():
+    values = _laid({}, [files] if isinstance(files, Path) else files or (), overrides, "--set")
+    if seed is not None:
+        for name, field in Settings.model_fields.items():
+            if "seed" in getattr(field.annotation, "model_fields", {}):
+                values.setdefault(name, {})["seed"] = seed
+    return _validated(values)
+
+
+def compose(groups: Settings, preset: Preset | None = None, overrides: Iterable[str] = ()) -> Settings:
+    """The groups, which need not fit together yet, with a preset's values over theirs, and overrides over both.
+
+    Raises:
+        FatalError: as `load_settings`.
+    """
+    values = {name: getattr(groups, name).model_dump() for name in Settings.model_fields}
+    return _validated(_laid(values, [PRESETS / f"{preset}.yaml"] if preset else (), overrides, "overrides:"))
+
+
+def _laid(values: dict[str, Any], files: Iterable[Path], overrides: Iterable[str], given_as: str) -> dict[str, Any]:
+    """The values with those of the files over them, and the overrides over all."""
+    for file in files:
         values = _merged(values, _read_yaml(file))
     for override in overrides:
         name, equals, text = override.partition("=")
         *groups, key = name.strip().split(".")
         if not (equals and groups and all(groups) and key):
-            raise FatalError(f"--set {override}: write it as group.key=value, such as training.beta=0.05")
+            raise FatalError(f"{given_as} {override}: write it as group.key=value, such as training.beta=0.05")
         try:
             values = _merged(values, _nested(groups, {key: yaml.safe_load(text)}))
         except (yaml.YAMLError, ValueError):
-            raise FatalError(f"--set {override}: the value is not YAML; put it in quotes") from None
-    if seed is not None:
-        for name, field in Settings.model_fields.items():
-            if "seed" in getattr(field.annotation, "model_fields", {}):
-                values.setdefault(name, {})["seed"] = seed
+            raise FatalError(f"{given_as} {override}: the value is not YAML; put it in quotes") from None
+    return values
+
+
+def _validated(values: dict[str, dict[str, Any]]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

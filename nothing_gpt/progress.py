@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -28,6 +29,11 @@ LINE_SECONDS = 10.0
 RELAY_SECONDS = 0.5
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+Watch = Callable[[str, int, int | None, str], None]
+watcher: ContextVar[Watch | None] = ContextVar("watcher", default=None)
+"""Is told `label, done, total, note` at every step too, in the thread of the work: it must not wait."""
 
 
 class Advance(Protocol):
@@ -53,12 +59,14 @@ def progress(label: str, total: int | None = None, done: int = 0) -> Iterator[Ad
         show, close = _as_bar(label, total, done)
     else:
         show, close = _as_lines(label, total, done)
-    finished = done
+    finished, watch = done, watcher.get()
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal finished
         finished += n
         show(finished, note)
+        if watch:
+            watch(label, finished, total, note)
 
     show(done, "")
     try:

@@ -59,7 +59,15 @@ class Sampling:
     A context manager. `count` completions a prompt are wanted, of which at least `distinct` differ.
     """
 
-    def __init__(self, store: Store, settings: SamplingSettings, service: Service, count: int, distinct: int = 2):
+    def __init__(
+        self,
+        store: Store,
+        settings: SamplingSettings,
+        service: Service,
+        count: int,
+        distinct: int = 2,
+        again: str = "",
+    ):
         self._settings = settings
         self._service = service
         self._count = count
@@ -67,7 +75,8 @@ class Sampling:
         self._one_by_one = False
         self._failures: Failures | None = None
         asked = settings.model_dump(include={"temperature", "max_tokens", "frequency_penalty", "seed"})
-        partition = digest(asked | {"answering": service.identity, "rows": "replies"})[:16]
+        asked |= {"answering": service.identity, "rows": "replies"} | ({"again": again} if again else {})
+        partition = digest(asked)[:16]
         self._journal = Journal(store, f"sampling/{partition}")
         self._meter = Meter(settings.prices.get(service.model))
         self._answered_by: str | None = None

@@ -5,28 +5,45 @@ there as `Completed(name="Cached")`. Prefect's own result cache would hide a del
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.context import TaskRunContext
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from nothing_gpt.artifacts import Artifact
-from nothing_gpt.errors import NothingGPTError, TransientError
+from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
+from tasks.shown import progress_shown, show_result
 
 RETRIES = 3
+LEASE_SECONDS = 60
+"""A slot whose holder died is free again after so long."""
 
 
-def stage(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:
-    """A Prefect task for a stage: tried again on transient errors only, shown as Cached where nothing was done."""
+def stage(
+    name: str, uses: Sequence[str] = (), numbers: Callable[..., str] | None = None
+) -> Callable[[Callable[..., Any]], Task[..., Any]]:
+    """A Prefect task for a stage: tried again on transient errors only, shown as Cached where nothing was done.
+
+    It waits for a slot of each concurrency limit it `uses`. `numbers`, called with its arguments, follow its name.
+    """
+
+    def title(parameters: dict[str, Any]) -> str:
+        return f"{name} · {numbers(*parameters['arguments'])}" if numbers else name
+
+    named: Any = title  # of the two kinds of function that Prefect takes, its types know one
 
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
         @task(
             name=name,
-            task_run_name=name,
+            task_run_name=named,
             description=function.__doc__,
             cache_policy=NO_CACHE,
             persist_result=False,
@@ -36,7 +53,12 @@ def stage(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:
             retry_condition_fn=_may_pass,
         )
         def run(*arguments: Any) -> Any:
-            result = function(*arguments)
+            if TaskRunContext.get() is None:  # a plan looks what there is, without a server
+                result = function(*arguments)
+            else:
+                with _slots(uses), progress_shown():
+                    result = function(*arguments)
+                show_result(arguments[0].workshop, name, result)
             if isinstance(result, Artifact) and result.reused:
                 return Completed(name="Cached", message="It was in the store.", data=result)
             return result
@@ -44,6 +66,23 @@ def stage(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:
         return run
 
     return decorate
+
+
+@contextmanager
+def _slots(names: Sequence[str]) -> Iterator[None]:
+    """Holds a slot of each limit, all or none. A limit that is not there is an error: `flows.provision` makes them.
+
+    Work goes on where a slot is lost because the server was away: it bounds the load, and the store's leases see to it
+    that nothing is done twice.
+    """
+    if not names:
+        yield
+        return
+    try:
+        with concurrency([*names], strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+            yield
+    except ConcurrencySlotAcquisitionError as error:
+        raise FatalError(f"{error}; run `python -m flows.provision`, which makes them") from None
 
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:

@@ -6,9 +6,14 @@ from nothing_gpt.dpo import evaluate as library
 from nothing_gpt.serve.registry import read_registry
 from tasks import stage
 from tasks.place import Models, Place
+from tasks.shown import counted
 
 
-@stage("evaluate")
+@stage(
+    "evaluate",
+    uses=["endpoint", "judge"],
+    numbers=lambda place, models, prompts, candidate: counted(place.workshop, prompts, "held-out prompts", "test_rows"),
+)
 def evaluate(place: Place, models: Models, prompts: Artifact, candidate: Artifact) -> Artifact:
     settings, served = place.settings, _served(place, models, candidate)
     return library.evaluate(

@@ -4,8 +4,15 @@ from nothing_gpt.artifacts import Artifact
 from nothing_gpt.dpo import generate_pairs as library
 from tasks import stage
 from tasks.place import Models, Place
+from tasks.shown import counted
 
 
-@stage("generate_pairs")
+@stage(
+    "generate_pairs",
+    uses=["endpoint"],
+    numbers=lambda place, models, prompts: (
+        f"{counted(place.workshop, prompts, 'prompts')} · {place.settings.sampling.num_completions} completions each"
+    ),
+)
 def generate_pairs(place: Place, models: Models, prompts: Artifact) -> Artifact:
     return library.generate_pairs(place.workshop, prompts, place.settings.sampling, place.adapter(models, models.start))

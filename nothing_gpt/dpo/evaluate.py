@@ -61,7 +61,8 @@ def evaluate(
     def build(folder: Path) -> Mapping[str, Any]:
         held_out, _ = read_prompts(workshop.file(prompts, "test.jsonl"))
         held_out = sorted(held_out, key=lambda prompt: prompt.id)
-        with _Contests(workshop.store, sampling, judge.model_copy(update=ALONE), judging) as contests:
+        again = workshop.refreshed(STAGE, fingerprinted, inputs)
+        with _Contests(workshop.store, sampling, judge.model_copy(update=ALONE), judging, again) as contests:
             contested = {
                 name: contests.hold(held_out, name, service, candidate, bound) for name, service in references.items()
             }
@@ -91,7 +92,8 @@ def evaluate(
         "candidate": candidate.identity,
         "bound": bound,
     }
-    return workshop.make(STAGE, fingerprinted, {"prompts": prompts}, build)
+    inputs = {"prompts": prompts}
+    return workshop.make(STAGE, fingerprinted, inputs, build)
 
 
 def is_decided(estimate: Estimate, bound: float) -> bool:
@@ -120,10 +122,11 @@ class _Contests:
     """The candidate's comparisons with one adapter after another, whose answers and judge they share. A context
     manager."""
 
-    def __init__(self, store: Store, sampling: SamplingSettings, judge: JudgeSettings, judging: Service):
+    def __init__(self, store: Store, sampling: SamplingSettings, judge: JudgeSettings, judging: Service, again: str):
         self._store = store
         self._settings = sampling
-        self._judge = Judging(store, judge, judging)
+        self._again = again
+        self._judge = Judging(store, judge, judging, again)
         self._samplings: dict[str, Sampling] = {}
         self._stack = ExitStack()
         self.answers: dict[str, dict[str, str]] = {}
@@ -161,7 +164,7 @@ class _Contests:
     def _answer(self, prompts: Sequence[Prompt], name: str, service: Service) -> dict[str, str]:
         """One answer a prompt, by its id; asked for where there was none yet."""
         if name not in self._samplings:
-            sampling = Sampling(self._store, self._settings, service, count=1, distinct=1)
+            sampling = Sampling(self._store, self._settings, service, count=1, distinct=1, again=self._again)
             self._samplings[name] = self._stack.enter_context(sampling)
         answers = self.answers.setdefault(name, {})
         if missing := [prompt for prompt in prompts if prompt.id not in answers]:

@@ -39,7 +39,8 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
 
     def build(folder: Path) -> Mapping[str, Any]:
         wanted, _ = read_prompts(workshop.file(prompts, "prompts.jsonl"))
-        with Sampling(workshop.store, settings, service, settings.num_completions) as sampling:
+        again = workshop.refreshed(STAGE, fingerprinted, inputs)
+        with Sampling(workshop.store, settings, service, settings.num_completions, again=again) as sampling:
             sampling.ask(wanted, "generate")
             counts = _write(folder, map(sampling.result, wanted))
         if not counts["rows"]:
@@ -51,7 +52,9 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
         return {**counts, "usage": sampling.usage}
 
     fingerprinted = settings.model_dump(exclude={"model", *EndpointSettings.model_fields})
-    return workshop.make(STAGE, fingerprinted | {"answering": service.identity}, {"prompts": prompts}, build)
+    fingerprinted["answering"] = service.identity
+    inputs = {"prompts": prompts}
+    return workshop.make(STAGE, fingerprinted, inputs, build)
 
 
 def _write(folder: Path, results: Iterable[CompletionSet | SetAside]) -> Counter[str]:

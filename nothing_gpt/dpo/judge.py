@@ -36,7 +36,8 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
 
     def build(folder: Path) -> Mapping[str, Any]:
         sets = read_sets(workshop.file(completions, "completions.jsonl"))
-        with Judging(workshop.store, settings, service) as judging:
+        again = workshop.refreshed(STAGE, fingerprinted, inputs)
+        with Judging(workshop.store, settings, service, again) as judging:
             judging.ask(sets, "judge")
             failed = 0
 
@@ -52,7 +53,8 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
     fingerprinted = settings.model_dump(
         include={"temperature", "max_tokens", "votes", "panel", "repeat_share", "seed"}
     ) | {"judge": service.identity, "rubric": digest(read_rubric(settings.rubric))}
-    return workshop.make(STAGE, fingerprinted, {"completions": completions}, build)
+    inputs = {"completions": completions}
+    return workshop.make(STAGE, fingerprinted, inputs, build)
 
 
 def _row(judged: JudgedSet, failure: Failure | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nothing_gpt.artifacts import Artifact, Stage, Workshop, fingerprint_of, lease
+from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
 from nothing_gpt.bases import Base, known_base
 from nothing_gpt.checkpoints import COMPLETE, surviving_store
 from nothing_gpt.config import TrainingSettings
@@ -95,7 +95,7 @@ def fulfil(address: str, job: str, work: Path, train: Train) -> Artifact:
     workshop = Workshop(open_store(address), work.absolute())
     order = read_order(workshop.store, job)
     pairs, adapter = (_named(workshop, key) for key in (order.pairs, order.adapter))
-    mine = fingerprint_of(STAGE, fingerprinted(order.training, order.base), {"pairs": pairs, "adapter": adapter})
+    mine = workshop.fingerprint(STAGE, fingerprinted(order.training, order.base), {"pairs": pairs, "adapter": adapter})
     if mine != job:
         raise FatalError(
             f"train: image and flow are of different versions: the flow wants {STAGE.name}/{job}, this image would "

@@ -41,10 +41,23 @@ def markdown(summary: Summary) -> str:
             "## Dropped sets",
             _table(("reason", "sets"), ((name, f"{count:,}") for name, count in drops.items())),
         ]
+    made = {name: stage["artifact"] for name, stage in (summary.get("stages") or {}).items() if stage.get("artifact")}
+    if made:
+        parts += ["## Lineage", _table(("stage", "artifact"), made.items())]
+    if summary.get("store") and summary.get("run"):
+        page = f"{summary['store']}/runs/{summary['run']}/report.html"
+        parts.append(f"Report page: {_link(page)}")
     known = facts(summary)
     if known:
         parts += ["---", " · ".join(f"{name}: {_text(value)}" for name, value in known.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _link(address: str) -> str:
+    """The address, as a link where a browser can follow it."""
+    if address.startswith("gs://"):
+        return f"[{_text(address)}](https://storage.cloud.google.com/{address.removeprefix('gs://')})"
+    return f"`{address}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

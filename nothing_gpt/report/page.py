@@ -46,13 +46,17 @@ class Examples(NamedTuple):
 
 
 def render_page(
-    summary: Summary, steps: Sequence[Row] = (), pairs: Sequence[Row] = (), comparisons: Sequence[Row] = ()
+    summary: Summary,
+    steps: Sequence[Row] = (),
+    pairs: Sequence[Row] = (),
+    comparisons: Sequence[Row] = (),
+    plots: list[Plot] | None = None,
 ) -> str:
     """The report on a run as HTML. What the summary or the details lack is left out.
 
     `steps` are the trainer's log rows, `pairs` rows `{prompt, chosen, rejected, reasons}` of `examples.jsonl`, and
-    `comparisons` rows `{prompt, reference, candidate, score, reasons}` of `evaluate`. The same input gives
-    the same bytes.
+    `comparisons` rows `{prompt, reference, candidate, score, reasons}` of `evaluate`. `plots` are those of `run_plots`,
+    where they are drawn already. The same input gives the same bytes.
     """
     data, training, gate = (summary.get(key) or {} for key in ("data", "training", "gate"))
     return _render(
@@ -63,7 +67,7 @@ def render_page(
         advice=advice(summary),
         checks=training_checks(summary),
         stages=stage_lines(summary),
-        plots=[*_run_plots(summary, steps), *data_plots(data)],
+        plots=run_plots(summary, steps) if plots is None else plots,
         data=data_figures(data, summary.get("people")),
         characters=characters(data),
         training=_rest(training),
@@ -103,7 +107,8 @@ def _render(**sections: Any) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(sections)
 
 
-def _run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
+def run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
+    """The plots of a run, those that there is something for."""
     made: list[Plot] = []
     win, served, training = (summary.get(key) or {} for key in ("win_rate", "win_rate_served", "training"))
     estimates = {
@@ -131,7 +136,7 @@ def _run_plots(summary: Summary, steps: Sequence[Row]) -> list[Plot]:
                 "The dashed lines are where training starts: the loss of the reference itself, no margin.",
             )
         )
-    return made
+    return [*made, *data_plots(summary.get("data") or {})]
 
 
 def _rest(training: Row) -> dict[str, str]:
