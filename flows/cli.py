@@ -11,7 +11,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -21,7 +21,7 @@ from flows.record import STAGES, last_run
 from flows.server import prefect_server
 from nothing_gpt.adapters import check_output
 from nothing_gpt.artifacts import Artifact, Workshop
-from nothing_gpt.config import Settings
+from nothing_gpt.config import PlaceSettings, Settings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
 from nothing_gpt.loading import load_settings
 from nothing_gpt.progress import say
@@ -296,11 +296,11 @@ def _stop(*_: Any) -> NoReturn:
 
 def _with_place(place: str, files: list[Path]) -> list[Path]:
     """A place's own settings, and those that were given after them."""
-    file = EMBEDDED.with_name(f"{place}.yaml")
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in EMBEDDED.parent.glob("*.yaml")))
-        raise FatalError(f"--place {place}: no settings for it ({known} have some); give them with --settings")
-    return [file, *(files if files != DEFAULT else [])]
+    kinds = get_args(PlaceSettings.model_fields["kind"].annotation)
+    own = {kind: file for kind in kinds if (file := EMBEDDED.with_name(f"{kind}.yaml")).is_file()}
+    if place not in own:
+        raise FatalError(f"--place {place}: no settings for it ({', '.join(own)} have some); give them with --settings")
+    return [own[place], *(files if files != DEFAULT else [])]
 
 
 def _load(
