@@ -209,7 +209,7 @@ def test_the_script_of_the_ci_ends_well_only_where_the_adapter_was_promoted(
     monkeypatch.setenv("PYTHON", sys.executable)
     refused = tell("scripts/run-deployment", "dpo-pipeline/gke", *options(place, gate__min_win_rate=0.99))
     assert refused.returncode == 1, refused.stdout + refused.stderr
-    assert "gate: not promoted, because win rate 1.000" in summary.read_text()
+    assert "gate: not promoted, because win rate against the starting adapter 1.000" in summary.read_text()
     summary.unlink()
     promoted = tell("scripts/run-deployment", "dpo-pipeline/gke", *options(place))
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr

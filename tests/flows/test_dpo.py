@@ -36,7 +36,7 @@ from tests.fake_endpoint import Answer, fails
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import Engines, Trainer, engines
 
-pytestmark = [pytest.mark.prefect, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
 pytest.importorskip("torch")
 
 CACHED = ("prompts", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate")

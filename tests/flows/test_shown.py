@@ -21,7 +21,7 @@ from tests.fake_endpoint import Answer, Request, fails
 from tests.flows.fakes import PROMPTS, Engines, Trainer, engines
 from tests.flows.test_dpo import eventually, logged, run_id, statuses, summary
 
-pytestmark = [pytest.mark.prefect, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
 pytest.importorskip("torch")
 
 

@@ -12,7 +12,7 @@ from tests.fake_vllm import save_adapter, save_base
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import METRICS, START, Trainer
 
-pytestmark = [pytest.mark.prefect, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
 pytest.importorskip("torch")
 
 PAIR = {
