@@ -28,8 +28,8 @@ from tests.kube import Cluster, wait_for
 pytestmark = [pytest.mark.kube, pytest.mark.timeout(900)]
 
 IMAGE = "registry/train@sha256:" + "0" * 64
-SETTINGS = tiny.SETTINGS.model_copy(update={"num_train_epochs": 30, "save_steps": 20, "eval_steps": 60})
-"""180 steps: time enough to be preempted twice."""
+SETTINGS = tiny.SETTINGS.model_copy(update={"num_train_epochs": 60, "save_steps": 20, "eval_steps": 120})
+"""360 steps: time enough to be preempted twice."""
 TRAINING = [part for name, value in SETTINGS.model_dump(exclude_defaults=True).items()
             for part in ("--set", f"training.{name}={value}")]  # fmt: skip
 
@@ -51,9 +51,9 @@ class Machine:
         self.started.append(Command(*arguments, *options, log=self.folder / f"{len(self.started)}.log"))
         return self.started[-1]
 
-    def train(self, model: Path, **place: object) -> Command:
+    def train(self, model: Path, *more: str, **place: object) -> Command:
         folders = ["--data", str(model / "data"), "--adapter", str(model / "sft")]
-        return self.start("train", *folders, *TRAINING, base_model=model / "base", **place)
+        return self.start("train", *folders, *TRAINING, *more, base_model=model / "base", **place)
 
     def finish(self, running: Command) -> str:
         assert running.wait() == 0, running.output
@@ -125,7 +125,8 @@ def test_preempted_twice_and_its_flow_killed_it_ends_as_if_undisturbed(machine: 
 
 
 def test_a_cancelled_flow_leaves_neither_job_nor_pods(machine: Machine, model: Path) -> None:
-    running = machine.train(model)
+    longer = {"num_train_epochs": 100, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    running = machine.train(model, *(f"--set=training.{name}={value}" for name, value in longer.items()))  # 2,400 steps
     running.until(machine.checkpoints)
     running.process.send_signal(signal.SIGINT)
     assert running.wait() != 0
