@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -24,7 +23,6 @@ from prefect.workers.process import ProcessWorker
 from nothing_gpt.errors import exits_cleanly
 from nothing_gpt.progress import say
 
-JOB_TEMPLATE = Path(__file__).parents[1] / "k8s" / "worker-job-template.json"
 LIMITS = {"endpoint": 1, "judge": 1, "gpu": 1}
 """How many stages may use each at once. A stage already bounds what it sends; two would send twice as much."""
 HEARTBEAT_SECONDS = 30
@@ -36,8 +34,8 @@ _TERMINAL = ("Completed", "Failed", "Cancelled", "Crashed")
 def provision(client: SyncPrefectClient) -> None:
     """Makes what is missing and brings the rest up to date."""
     provision_limits(client)
-    _pool(client, "local", "process", _on_this_machine())
-    _pool(client, "gke", "kubernetes", json.loads(JOB_TEMPLATE.read_bytes()))
+    _pool(client, "local", sys.executable)
+    _pool(client, "gke", "python")  # that of the worker's image
     for automation in automations(client):
         found = client.read_automations_by_name(automation.name)
         if not found:
@@ -112,20 +110,21 @@ def _report(client: SyncPrefectClient) -> SendNotification | CallWebhook | None:
     return None
 
 
-def _pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any]) -> None:
+def _pool(client: SyncPrefectClient, name: str, python: str) -> None:
+    template = _beside_the_worker(python)
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
     else:
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
 
 
-def _on_this_machine() -> dict[str, Any]:
+def _beside_the_worker(python: str) -> dict[str, Any]:
     """Runs as children of the worker, in its process group: they end with it, however it ends."""
     template = ProcessWorker.get_default_base_job_template()
     properties = template["variables"]["properties"]
-    properties["command"]["default"] = f"{sys.executable} -m prefect.engine"
+    properties["command"]["default"] = f"{python} -m prefect.engine"
     properties["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
     return template
 

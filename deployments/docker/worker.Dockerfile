@@ -1,7 +1,7 @@
 # Prefect's worker with the flows. It runs the whole chain of the place `gke`; training itself has the image train.
 #
 #     docker build -f deployments/docker/worker.Dockerfile -t TAG .
-#     docker run TAG                                         a worker of the process pool nothing-gpt
+#     docker run TAG                                         a worker of the process pool gke
 #     docker run --entrypoint python TAG -m flows --help     the program nothing-gpt
 #
 # It holds no torch, so the place `embedded` does not work in it. It does hold what the training image is made of, so a
@@ -23,4 +23,4 @@ COPY . .
 
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "prefect", "worker", "start"]
-CMD ["--pool", "nothing-gpt", "--type", "process"]
+CMD ["--pool", "gke", "--type", "process"]

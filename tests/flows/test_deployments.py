@@ -96,7 +96,7 @@ def fake(client: SyncPrefectClient, deployed: object, tmp_path_factory: pytest.T
     """The same deployments on this machine, but of a flow that trains nothing."""
     file = tmp_path_factory.mktemp("fake") / "prefect.yaml"
     entries = written()
-    del entries["gke"]["pull"], entries["gke"]["work_pool"]["job_variables"]
+    del entries["gke"]["pull"]
     for entry in entries.values():
         entry |= {"entrypoint": "tests/flows/fake_flow.py:dpo_pipeline"}
         entry["work_pool"]["name"] = "local"
@@ -196,7 +196,11 @@ def test_what_is_provided_stays_as_a_person_changed_it(client: SyncPrefectClient
     assert {found.name: found.id for found in client.read_automations()} == before
     assert client.read_global_concurrency_limit_by_name("judge").limit == 5
     client.upsert_global_concurrency_limit_by_name("judge", LIMITS["judge"])
-    assert {pool.name: pool.type for pool in client.read_work_pools()} == {"local": "process", "gke": "kubernetes"}
+    pools = {pool.name: pool for pool in client.read_work_pools()}
+    assert {name: pool.type for name, pool in pools.items()} == {"local": "process", "gke": "process"}
+    commands = {name: pool.base_job_template["variables"]["properties"]["command"] for name, pool in pools.items()}
+    assert commands["local"]["default"] == f"{sys.executable} -m prefect.engine"
+    assert commands["gke"]["default"] == "python -m prefect.engine"  # this machine's is not in the image
 
 
 @pytest.mark.prefect

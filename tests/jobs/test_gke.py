@@ -332,7 +332,7 @@ def test_each_wait_for_a_node_has_its_own_time(fake: FakeApi, start: Run, told: 
             [],
             r"create secret generic hf-secret --from-literal=HF_TOKEN=VALUE",
         ),
-        (objects.unschedulable(SCHEDULING), [], r"0/3 nodes.*node-pools create.*deleted"),
+        (objects.unschedulable(SCHEDULING), [], r"0/3 nodes.*node-pools create.*--node-taints.*deleted"),
         (
             objects.unschedulable(SCHEDULING),
             [("pod", "NotTriggerScaleUp", "pod didn't trigger scale-up: 1 in backoff after failed scale-up")],

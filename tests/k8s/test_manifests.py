@@ -180,6 +180,25 @@ def test_vllm_starts_with_the_link_that_the_fetcher_makes_and_only_reads_there()
     assert [(m["mountPath"], m.get("readOnly", False)) for m in mounts] == [(folder, False)] * 2 + [(folder, True)]
 
 
+def test_vllm_is_never_on_a_node_that_training_wants() -> None:
+    (training,) = read("train-job.yaml")
+    spot = "cloud.google.com/gke-spot"
+    wanted = training["spec"]["template"]["spec"]["nodeSelector"][spot]
+    affinity = find("Deployment", "vllm")["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [{"key": spot, "operator": "NotIn", "values": [wanted]}]
+
+
+def test_the_deployment_gke_is_for_the_worker_and_vllm_that_are_here() -> None:
+    deployments = yaml.safe_load((FOLDER.parent / "deployments" / "prefect.yaml").read_text())["deployments"]
+    deployment = next(one for one in deployments if one["name"] == "gke")
+    (worker,) = containers(find("Deployment", "worker")["spec"]["template"])
+    assert worker["command"][worker["command"].index("--pool") + 1] == deployment["work_pool"]["name"]
+    _, _, vllm, _ = containers(find("Deployment", "vllm")["spec"]["template"])
+    adapters = next(mount["mountPath"] for mount in vllm["volumeMounts"] if mount["name"] == "adapters")
+    assert deployment["parameters"]["place"]["adapters_path"] == adapters
+
+
 def test_vllm_is_asked_for_its_health_before_it_gets_requests() -> None:
     _, _, vllm, proxy = containers(find("Deployment", "vllm")["spec"]["template"])
     for container, probe in ((vllm, "startupProbe"), (vllm, "readinessProbe"), (proxy, "readinessProbe")):

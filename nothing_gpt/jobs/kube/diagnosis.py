@@ -11,7 +11,8 @@ from nothing_gpt.jobs.kube.objects import JobState, Json, PodState, Reason
 
 NO_NODE = (
     "a node pool of spot L4s is wanted (`gcloud container node-pools create l4-spot --cluster CLUSTER --spot "
-    "--machine-type g2-standard-4 --accelerator type=nvidia-l4,count=1 --enable-autoscaling --max-nodes 1`)"
+    "--node-taints cloud.google.com/gke-spot=true:NoSchedule --machine-type g2-standard-4 "
+    "--accelerator type=nvidia-l4,count=1 --enable-autoscaling --max-nodes 1`)"
 )
 NO_QUOTA = "raise the quota PREEMPTIBLE_NVIDIA_L4_GPUS in the region, or take the Job's manifest to another cluster"
 SOLD_OUT = "no spot L4 is to be had in its zones now: try later, or add zones to the node pool (--node-locations)"
