@@ -270,7 +270,10 @@ def logs(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overr
 
 @jobs.command()
 def cancel(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
-    """Delete a Job with its pods. Its checkpoints stay, and the next run goes on from there."""
+    """Delete a Job with its pods. Its checkpoints stay, and the next run goes on from there.
+
+    A run that waits for the Job submits it again, so end that first.
+    """
     from flows.jobs import cluster
 
     cluster(_load(settings_files, overrides)).cancel(job)

@@ -1,11 +1,12 @@
 """Where Prefect keeps what a run returned, its summary: in the bucket, if the place keeps everything there.
 
 So other machines, and whoever looks at the run in Prefect, find it with the run: `flow_run.state.result()`. Nothing
-of ours reads it: `nothing-gpt report` shows the summary that is in the store. Run on the emulator; with a service
-account's block and with Application Default Credentials it is not, for want of an account.
+of ours reads it: `nothing-gpt report` shows the summary that is in the store. Run against our fake of Cloud Storage;
+with a service account's block and with Application Default Credentials it is not, for want of an account.
 """
 
 import os
+from hashlib import sha256
 from typing import Any
 
 from nothing_gpt.config import PlaceSettings
@@ -46,7 +47,8 @@ def kept(place: PlaceSettings) -> dict[str, Any]:
         folder = "/".join(part for part in (prefix.strip("/"), FOLDER) if part)
         block = GcsBucket(bucket=name, bucket_folder=folder, gcp_credentials=credentials)
         block.write_path("probe", b"")
-        block.save(BLOCK, overwrite=True)
+        # Of each bucket its own, on one server: runs find their results by the block.
+        block.save(f"{BLOCK}-{sha256(place.bucket.encode()).hexdigest()[:8]}", overwrite=True)
     except Exception as error:  # whatever Prefect, its server or Google's libraries make of it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         say(f"Prefect keeps no results in {place.bucket} ({reason}); the report is kept all the same")

@@ -160,12 +160,22 @@ def test_an_empty_settings_file_changes_nothing(file: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["local", "gke", "modal"])
 def test_a_chain_in_a_place_of_ones_own_needs_prompts_and_a_base(kind: str) -> None:
-    given = [f"place.kind={kind}"]
+    given = [f"place.kind={kind}", "place.bucket=gs://bucket", "place.gke.image=image"]
     for lacking, added in (("prompts.paths: empty", "prompts.paths=[a.jsonl]"), ("place.base_model: empty", "")):
         with pytest.raises(FatalError, match=lacking):
             load_settings(None, given).check_chain()
         given.append(added)
     load_settings(None, [*filter(None, given), "place.base_model=base"]).check_chain()
+
+
+def test_a_chain_on_gke_needs_a_bucket_and_an_image_or_where_to_put_one() -> None:
+    given = ["place.kind=gke", "prompts.paths=[a.jsonl]", "place.base_model=base"]
+    for lacking, added in (("place.bucket: not set", "place.bucket=gs://bucket"), ("place.gke.registry: not set", "")):
+        with pytest.raises(FatalError, match=lacking):
+            load_settings(None, given).check_chain()
+        given.append(added)
+    for image in ("place.gke.image=image", "place.gke.registry=europe-west4-docker.pkg.dev/project/repository"):
+        load_settings(None, [*filter(None, given), image]).check_chain()
 
 
 def test_an_embedded_chain_needs_nothing() -> None:

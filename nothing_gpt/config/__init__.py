@@ -45,3 +45,11 @@ class Settings(Group):
             raise FatalError("prompts.paths: empty; give --prompts FILE, or use place.kind=embedded")
         if not self.place.base_model:
             raise FatalError("place.base_model: empty; name the base model that the SFT adapter belongs to")
+        if self.place.kind == "gke":
+            if not self.place.bucket:
+                raise FatalError("place.bucket: not set; give gs://BUCKET/PREFIX in the settings or with --set")
+            if not (self.place.gke.image or self.place.gke.registry):
+                raise FatalError(
+                    "place.gke.registry: not set; name the Artifact Registry repository for the training image, "
+                    "LOCATION-docker.pkg.dev/PROJECT/REPOSITORY, or an image as place.gke.image"
+                )

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
-from nothing_gpt.jobs.kube.api import Api, Refused, patiently
+from nothing_gpt.jobs.kube.api import EXPIRED, Api, Refused, patiently
 from nothing_gpt.jobs.kube.manifest import LABELS, job_name, manifest
 from nothing_gpt.jobs.kube.objects import JobState, PodState
 from nothing_gpt.jobs.kube.waiting import Patience, Waiting, order_deletion, pods_of
@@ -45,14 +45,15 @@ class GKE:
         """Returns when the Job that makes `fingerprint` in `store` (an address), in this `image`, has succeeded.
 
         A Job that is there already is waited for; one that failed is made anew, and with `replace` also one that
-        succeeded (what it made is gone). Whatever interrupts this (Ctrl-C, a cancelled flow) deletes the Job; a
-        fault leaves it to be found again, unless it cannot start.
+        succeeded (what it made is gone). Whatever interrupts this (Ctrl-C, a cancelled flow) deletes the Job, and none
+        that has replaced it; a fault leaves it to be found again, unless it cannot start.
 
         Raises:
-            TransientError: the cluster did not answer for too long, or preemptions used up the Job's tries.
+            TransientError: the cluster did not answer for too long, preemptions used up the Job's tries, or somebody
+                deleted it.
             FatalError: it failed, or cannot start; the message says why and what to do.
         """
-        name = job_name(fingerprint, store)
+        job = None
         try:
             job = patiently(lambda: self._submit(fingerprint, store, image, replace), self._patience.submit, self._say)
             if not job.succeeded:
@@ -61,7 +62,7 @@ class GKE:
         except Exception:
             raise
         except BaseException:  # KeyboardInterrupt, or what Prefect stops a flow with
-            self._cancelled(name)
+            self._cancelled(job_name(fingerprint, store), job.uid if job else None)
             raise
 
     def list(self) -> list[tuple[JobState, tuple[PodState, ...]]]:
@@ -107,6 +108,8 @@ class GKE:
                 self._say(f"Job {name}: submitted to namespace {namespace} of {self._api.server}")
                 return job
             except Refused as error:
+                if error.status == EXPIRED:
+                    raise
                 if error.status != 409:
                     raise self._not_created(error) from None
             try:
@@ -130,7 +133,7 @@ class GKE:
         namespace = self._settings.namespace
         if error.status == 404:
             return FatalError(f"no namespace {namespace} at {self._api.server}: `kubectl create namespace {namespace}`")
-        if error.status in (401, 403):
+        if error.status == 403:
             return FatalError(f"{error}; `nothing-gpt doctor --set place.kind=gke` says which rights are missing")
         return FatalError(f"{error}; see {self._settings.manifest}")
 
@@ -154,12 +157,13 @@ class GKE:
             time.sleep(0.3)
         raise TransientError(f"Job {job.name} was deleted, but is still there after {self._patience.deletion:g} s")
 
-    def _cancelled(self, name: str) -> None:
-        """Deletes the Job of a run that was interrupted, and says how that went."""
+    def _cancelled(self, name: str, uid: str | None) -> None:
+        """Deletes the Job of a run that was interrupted, and says how that went. Without `uid`: whatever the
+        submission, whose answer has not come, has made."""
         try:
-            patiently(lambda: order_deletion(self._api, name), 2 * self._patience.request, self._say)
+            patiently(lambda: order_deletion(self._api, name, uid), 2 * self._patience.request, self._say)
         except NothingGPTError as error:
-            if isinstance(error, Refused) and error.status == 404:  # it was not made yet
+            if isinstance(error, Refused) and error.status in (404, 409):  # it was not made yet, or has been replaced
                 return
             self._say(f"Job {name} may still run: {error}; `nothing-gpt jobs cancel {name}` ends it")
         else:

@@ -17,11 +17,13 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.checkpoints import COMPLETE
+from nothing_gpt.config import PlaceSettings
 from nothing_gpt.dpo.order import fulfil
 from nothing_gpt.dpo.train import train as library
 from nothing_gpt.errors import TransientError
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store, open_store
+from tasks.results import kept
 from tasks.train import train
 from tests.fake_gcs import FakeGCS
 from tests.fake_vllm import save_adapter, save_base
@@ -90,7 +92,7 @@ def command(call: Call, place: Engines, cluster: Cluster) -> Command:
     """The program in this place."""
 
     def run(*arguments: str, answer: str = "", **others: Any) -> Ended:
-        given = {"place__kind": "gke", "place__bucket": BUCKET}
+        given = {"place__kind": "gke", "place__bucket": BUCKET, "place__gke__image": IMAGE}
         return call(*arguments, *place.options(**(given | others)), answer=answer)
 
     return run
@@ -139,6 +141,12 @@ def test_prefect_keeps_the_summary_in_the_bucket_for_whoever_looks_at_the_run(co
     result = run.state.result()
     assert result == json.loads(command("report", "--json").out)
     assert [key for key in store.list("prefect") if not key.endswith("probe")]
+
+
+def test_a_second_bucket_takes_no_other_buckets_block(prefect: None, gcs: FakeGCS) -> None:
+    places = [PlaceSettings(kind="gke", bucket=bucket) for bucket in (BUCKET, "gs://bucket/others", BUCKET)]
+    first, second, again = (kept(place)["result_storage"]._block_document_id for place in places)
+    assert first == again != second
 
 
 def test_where_prefect_may_not_write_the_run_goes_on_without(

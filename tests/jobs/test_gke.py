@@ -1,81 +1,35 @@
 """Submitting and waiting, against an API server that does what a control plane seldom does."""
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.kube import watching
-from nothing_gpt.jobs.kube.manifest import job_name
-from nothing_gpt.jobs.kube.waiting import Patience
 from tests.jobs import objects
-from tests.jobs.conftest import HASTY, IMAGE, MANIFEST, STORE, Clock, Told
-from tests.jobs.fake_api import FakeApi, serving
+from tests.jobs.conftest import (
+    FINGERPRINT,
+    IMAGE,
+    NAME,
+    PATIENT,
+    POD,
+    SCHEDULING,
+    STORE,
+    Clock,
+    Run,
+    Told,
+    ended_job,
+    ends,
+    job,
+    lines,
+    succeeds,
+    trains,
+)
+from tests.jobs.fake_api import FakeApi
 from tests.kube import wait_for
-
-FINGERPRINT = "0123abcd"
-NAME = job_name(FINGERPRINT, STORE)
-POD = f"{NAME}-x7k2p"
-PATIENT = replace(HASTY, request=20, submit=60, mending=60, look=0.05)
-SCHEDULING = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
-Run = Callable[..., "Future[None]"]
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setattr(watching, "PAUSE_S", 0.02)
-    with serving(tmp_path / "kubeconfig") as server:
-        yield server
-
-
-@pytest.fixture
-def start(fake: FakeApi, told: Told) -> Iterator[Run]:
-    """Runs the Job in a thread of its own."""
-    with ThreadPoolExecutor() as pool:
-
-        def submit(patience: Patience = PATIENT, replace: bool = False, **settings: Any) -> "Future[None]":
-            gke = told.gke(GKESettings(manifest=str(MANIFEST), **settings), patience)
-            return pool.submit(gke.run, FINGERPRINT, STORE, IMAGE, replace)
-
-        yield submit
-        fake.faults.clear()
-        if NAME in fake.objects["jobs"]:  # a test that failed leaves nobody waiting
-            fake.remove("jobs", NAME)
-
-
-def job(fake: FakeApi, *conditions: dict[str, str]) -> None:
-    """The Job as it was made, with conditions of its end."""
-    wait_for(lambda: NAME in fake.objects["jobs"], "the Job is there")
-    fake.put("jobs", {**fake.objects["jobs"][NAME], "status": {"conditions": list(conditions)}})
-
-
-def trains(fake: FakeApi, pod: str = POD) -> None:
-    """The Job's pod runs."""
-    wait_for(lambda: NAME in fake.objects["jobs"], "the Job is there")
-    fake.put("pods", objects.pod(pod, **objects.runs()))
-
-
-def ends(fake: FakeApi, code: int = 0, pod: str = POD, **status: Any) -> None:
-    fake.write(pod, end=True)
-    fake.put("pods", objects.pod(pod, **objects.ended(code, **status)))
-
-
-def lines(*texts: str, second: int = 0) -> list[str]:
-    """Lines of a log, all written in the same instant."""
-    return [f"2026-11-21T12:00:{second:02d}.123456789Z {text}" for text in texts]
-
-
-def succeeds(fake: FakeApi) -> None:
-    ends(fake)
-    job(fake, objects.condition("Complete"))
-
 
 # Submitting.
 
@@ -103,14 +57,6 @@ def test_a_name_that_another_training_has_is_not_taken_over(fake: FakeApi, start
     assert "delete" not in fake.requests
 
 
-def ended_job(fake: FakeApi, *conditions: dict[str, str]) -> str:
-    """A Job of an earlier run; returns its uid."""
-    labels, annotations = {"nothing-gpt/fingerprint": FINGERPRINT}, {"nothing-gpt/store": STORE}
-    metadata = {"name": NAME, "labels": labels, "annotations": annotations}
-    fake.put("jobs", {"metadata": metadata, "status": {"conditions": list(conditions)}})
-    return fake.objects["jobs"][NAME]["metadata"]["uid"]
-
-
 def test_a_job_that_succeeded_is_enough_unless_what_it_made_is_gone(fake: FakeApi, start: Run) -> None:
     before = ended_job(fake, objects.condition("Complete"))
     start().result(timeout=60)
@@ -124,7 +70,7 @@ def test_a_job_that_succeeded_is_enough_unless_what_it_made_is_gone(fake: FakeAp
     run.result(timeout=60)
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
 def test_faults_of_the_api_server_while_submitting_are_ridden_out(
     fake: FakeApi, start: Run, told: Told, status: int
 ) -> None:
@@ -133,7 +79,15 @@ def test_faults_of_the_api_server_while_submitting_are_ridden_out(
     trains(fake)
     succeeds(fake)
     run.result(timeout=60)
-    assert f"answers {status}" in told.said
+    assert f" {status}" in told.said
+    assert "trying again" in told.said
+
+
+def test_credentials_that_stay_bad_are_an_error_in_the_end(fake: FakeApi, start: Run) -> None:
+    fake.faults["create"] = [401] * 1000
+    with pytest.raises(FatalError, match=r"401 .*gcloud auth login"):
+        start(replace(PATIENT, submit=1)).result(timeout=60)
+    assert fake.requests.count("create") >= 2
 
 
 def test_a_lost_answer_to_the_submission_makes_no_second_job(fake: FakeApi, start: Run) -> None:
@@ -199,7 +153,7 @@ def test_a_job_that_somebody_deleted_is_not_waited_for(fake: FakeApi, start: Run
     trains(fake)
     wait_for(lambda: "watch-jobs" in fake.requests, "the Job is watched")
     fake.remove("jobs", NAME)
-    with pytest.raises(FatalError, match="is gone from the cluster"):
+    with pytest.raises(TransientError, match="is gone from the cluster"):
         run.result(timeout=60)
 
 
@@ -261,6 +215,57 @@ def test_a_log_that_went_with_its_node_is_not_waited_for(fake: FakeApi, start: R
     assert f"the rest of pod {POD}'s log is gone with its node" in told.said
 
 
+def test_credentials_that_expire_while_a_log_is_read_are_no_end(fake: FakeApi, start: Run, told: Told) -> None:
+    fake.faults["log"] = [401]
+    run = start()
+    trains(fake)
+    fake.write(POD, *lines("one"))
+    wait_for(lambda: told.lines == ["one"] or run.done(), "the line")
+    fake.faults |= {"read": [401], "list-pods": [401]}
+    succeeds(fake)
+    run.result(timeout=60)
+
+
+def test_a_job_whose_logs_may_not_be_read_is_waited_for(fake: FakeApi, start: Run, told: Told) -> None:
+    fake.faults["log"] = [403] * 2
+    run = start()
+    trains(fake)
+    wait_for(lambda: "logs may not be read" in told.said or run.done(), "it is said")
+    ends(fake, 143, conditions=[objects.condition("DisruptionTarget")])
+    second = f"{NAME}-zz"
+    fake.put("pods", objects.pod(second, created="2026-11-21T12:09:00Z", **objects.runs()))
+    wait_for(lambda: not fake.faults["log"] or run.done(), "the second log is asked for")
+    ends(fake, pod=second)
+    job(fake, objects.condition("Complete"))
+    run.result(timeout=60)
+    assert told.said.count("logs may not be read") == 1
+
+
+# Interruption.
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_interrupted_run_deletes_its_job_but_none_that_replaced_it(
+    fake: FakeApi, start: Run, told: Told, replaced: bool
+) -> None:
+    def interrupt(line: str) -> None:
+        if replaced:
+            fake.remove("jobs", NAME)
+            ended_job(fake)
+        raise KeyboardInterrupt
+
+    told.on_line = interrupt
+    run = start()
+    trains(fake)
+    fake.write(POD, *lines("a line"))
+    with pytest.raises(KeyboardInterrupt):
+        run.result(timeout=60)
+    assert fake.requests.count("delete") == 1
+    assert (NAME in fake.objects["jobs"]) == replaced
+    assert ("deleted, as the run was interrupted" in told.said) != replaced
+    assert "may still run" not in told.said
+
+
 # Outages and time limits.
 
 
@@ -308,128 +313,4 @@ def test_each_wait_for_a_node_has_its_own_time(fake: FakeApi, start: Run, told: 
     wait_for(lambda: f"waits: Unschedulable: {SCHEDULING}" in told.said or run.done(), "the second wait is said")
     clock.ahead_s += 200
     with pytest.raises(FatalError, match=r"did not start within 30 minutes \(place\.gke\.scheduling_minutes\)"):
-        run.result(timeout=60)
-
-
-# What cannot start.
-
-
-@pytest.mark.parametrize(
-    ("status", "events", "complaint"),
-    [
-        (
-            objects.waits("InvalidImageName", "couldn't parse image reference"),
-            [],
-            r"InvalidImageName.*place\.gke\.image",
-        ),
-        (
-            objects.waits("ImagePullBackOff", "Back-off pulling image"),
-            [],
-            r"ImagePullBackOff.*artifactregistry\.reader",
-        ),
-        (
-            objects.waits("CreateContainerConfigError", "couldn't find key HF_TOKEN in Secret nothing-gpt/hf-secret"),
-            [],
-            r"create secret generic hf-secret --from-literal=HF_TOKEN=VALUE",
-        ),
-        (objects.unschedulable(SCHEDULING), [], r"0/3 nodes.*node-pools create.*--node-taints.*deleted"),
-        (
-            objects.unschedulable(SCHEDULING),
-            [("pod", "NotTriggerScaleUp", "pod didn't trigger scale-up: 1 in backoff after failed scale-up")],
-            r"NotTriggerScaleUp: pod didn't trigger scale-up",
-        ),
-        (
-            objects.unschedulable(SCHEDULING),
-            [("pod", "FailedScaleUp", "Node scale up in zones europe-west4-a failed: GCE quota exceeded.")],
-            r"FailedScaleUp.*PREEMPTIBLE_NVIDIA_L4_GPUS",
-        ),
-        (
-            objects.unschedulable(SCHEDULING),
-            [("pod", "FailedScaleUp", "Node scale up in zones europe-west4-a failed: GCE out of resources.")],
-            r"FailedScaleUp.*no spot L4 is to be had",
-        ),
-        (
-            None,
-            [("job", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: gpus, requested: 1')],
-            r"FailedCreate.*exceeded quota.*ResourceQuota",
-        ),
-        (None, [("job", "FailedCreate", 'Error creating: pods "x" is forbidden: violates PodSecurity')], "admission"),
-        (None, [], r"nothing says why; see `kubectl -n nothing-gpt describe job"),
-    ],
-)
-def test_what_cannot_start_ends_with_the_reason_and_what_mends_it(
-    fake: FakeApi, start: Run, status: dict[str, Any] | None, events: list[tuple[str, str, str]], complaint: str
-) -> None:
-    for about, reason, message in events:
-        fake.put("events", objects.event(POD if about == "pod" else NAME, reason, message))
-    if status:
-        fake.put("pods", objects.pod(POD, **status))
-    with pytest.raises(FatalError, match=complaint) as caught:
-        start(replace(PATIENT, mending=0.2), scheduling_minutes=0.02).result(timeout=60)
-    assert "\n" not in str(caught.value)
-    assert fake.requests.count("delete") == 1
-
-
-def test_a_secret_that_comes_in_time_is_enough(fake: FakeApi, start: Run, told: Told) -> None:
-    fake.put("pods", objects.pod(POD, **objects.waits("CreateContainerConfigError", 'secret "hf-secret" not found')))
-    run = start()
-    wait_for(lambda: "waits: CreateContainerConfigError" in told.said or run.done(), "it is said")
-    trains(fake)
-    succeeds(fake)
-    run.result(timeout=60)
-
-
-def test_events_that_we_may_not_read_are_done_without(fake: FakeApi, start: Run, told: Told) -> None:
-    fake.faults["list-events"] = [403] * 1000
-    fake.put("pods", objects.pod(POD, **objects.unschedulable(SCHEDULING)))
-    run = start()
-    wait_for(lambda: "waits: Unschedulable: 0/3 nodes" in told.said or run.done(), "it is said")
-    trains(fake)
-    succeeds(fake)
-    run.result(timeout=60)
-
-
-# How a Job fails.
-
-
-@pytest.mark.parametrize(
-    ("condition", "status", "kind", "complaint"),
-    [
-        (("BackoffLimitExceeded", ""), objects.ended(137, "OOMKilled"), FatalError, "OOMKilled.*raise the memory"),
-        (("BackoffLimitExceeded", ""), objects.ended(75), TransientError, "tries are used up"),
-        (
-            ("BackoffLimitExceeded", ""),
-            objects.ended(139),
-            FatalError,
-            "exit code 139.*jobs logs.*its log ends: a / b$",
-        ),
-        (("PodFailurePolicy", ""), objects.ended(1), FatalError, "exit code 1;.*its log ends: a / b$"),
-        (("DeadlineExceeded", ""), objects.ended(143), FatalError, "not done after 6 hours.*place.gke.running_hours"),
-        (
-            ("BackoffLimitExceeded", ""),
-            objects.ended(137, reason="Error")
-            | {"reason": "Evicted", "message": "The node was low on resource: disk."},
-            TransientError,
-            r"was taken away with exit code 137 \(Evicted: The node was low",
-        ),
-    ],
-)
-def test_a_failed_job_says_how_its_last_pod_ended(
-    fake: FakeApi, start: Run, condition: tuple[str, str], status: dict[str, Any], kind: type[Exception], complaint: str
-) -> None:
-    run = start()
-    fake.write(POD, *lines("a", "b"), end=True)
-    wait_for(lambda: NAME in fake.objects["jobs"], "the Job is there")
-    fake.put("pods", objects.pod(POD, **status))
-    job(fake, objects.condition("Failed", *condition))
-    with pytest.raises(kind, match=complaint) as caught:
-        run.result(timeout=60)
-    assert "\n" not in str(caught.value)
-    assert "delete" not in fake.requests
-
-
-def test_a_failed_job_whose_pod_is_gone_still_fails(fake: FakeApi, start: Run) -> None:
-    run = start()
-    job(fake, objects.condition("Failed", "DeadlineExceeded", "Job was active longer than specified deadline"))
-    with pytest.raises(FatalError, match=r"not done after 6 hours .*it wrote no log$"):
         run.result(timeout=60)

@@ -238,7 +238,7 @@ def test_jobs_are_listed_and_cancelled_by_name(
         assert pod.started
         gke.cancel(NAME)
         assert cluster.pods(namespace, NAME) == []
-        with pytest.raises(FatalError, match="is gone from the cluster"):
+        with pytest.raises(TransientError, match="is gone from the cluster"):
             run.result(timeout=60)
     assert gke.list() == []
     with pytest.raises(FatalError, match=f"no Job {NAME} in namespace {namespace}"):

@@ -22,6 +22,9 @@ from nothing_gpt.errors import FatalError, TransientError
 Query = str | int | bool | None
 Result = TypeVar("Result")
 
+EXPIRED = 401
+"""Status while credentials are renewed. Those that stay bad end a wait as an outage does."""
+
 
 class Refused(FatalError):
     """The API server's answer is no; `status` is its HTTP status."""
@@ -115,8 +118,9 @@ class Api:
             raise self._away(error) from None
         if response.status == 429 or response.status >= 500:
             raise TransientError(f"the cluster at {self.server} answers {response.status}: {reason}")
+        todo = "; renew your credentials (`gcloud auth login`)" if response.status == EXPIRED else ""
         raise Refused(
-            f"the cluster at {self.server} refuses {method} {path}: {response.status} {reason}", response.status
+            f"the cluster at {self.server} refuses {method} {path}: {response.status} {reason}{todo}", response.status
         )
 
     def _away(self, error: Exception) -> TransientError:
@@ -125,15 +129,17 @@ class Api:
 
 
 def patiently(call: Callable[[], Result], limit_s: float, say: Callable[[str], None]) -> Result:
-    """What the call returns, tried again while the cluster does not answer.
+    """What the call returns, tried again while the cluster does not answer or credentials are renewed.
 
-    Raises TransientError after `limit_s` of that; what else the call raises.
+    Raises TransientError, or Refused of credentials, after `limit_s` of that; what else the call raises.
     """
     deadline, wait = time.monotonic() + limit_s, 0.5
     while True:
         try:
             return call()
-        except TransientError as error:
+        except (TransientError, Refused) as error:
+            if isinstance(error, Refused) and error.status != EXPIRED:
+                raise
             if time.monotonic() + wait > deadline:
                 raise
             if wait == 0.5:

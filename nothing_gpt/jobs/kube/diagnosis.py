@@ -55,7 +55,7 @@ def failure(job: JobState, pod: PodState | None, log: Sequence[str], running_hou
     assert job.failed
     last = [line for line in log if line.strip()]
     told = next((line for line in reversed(last) if line.startswith("error: ")), None)
-    tail = f"; its log ends: {' / '.join(line.strip() for line in last[-3:])}" if last else "; it wrote no log"
+    tail = f"; its log ends: {' / '.join(line.strip() for line in last[-3:])}" if last else "; no line of its log came"
     name, word = f"Job {job.name}", job.failed.word
     if word == "DeadlineExceeded":
         return FatalError(

@@ -9,7 +9,7 @@ from typing import Any
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
 from nothing_gpt.jobs.kube import diagnosis
-from nothing_gpt.jobs.kube.api import Api, Refused
+from nothing_gpt.jobs.kube.api import EXPIRED, Api, Refused
 from nothing_gpt.jobs.kube.objects import JobState, PodState
 from nothing_gpt.jobs.kube.watching import Event, Line, LogEnded, Seen, Silent, Watching
 
@@ -65,7 +65,8 @@ class Waiting:
         """Returns when the Job has succeeded and its pods' logs have been shown.
 
         Raises:
-            TransientError: the cluster was away for too long (the Job is left alone), or the Job's tries are used up.
+            TransientError: the cluster was away for too long (the Job is left alone), the Job's tries are used up, or
+                it is gone: whoever deleted it need not be the only one who wants what it makes.
             FatalError: it failed, or cannot start, and is deleted then.
         """
         with Watching(self._api, self._job.name) as events:
@@ -86,18 +87,18 @@ class Waiting:
             case Line(text):
                 self._tail.append(text)
                 self._on_line(text)
-            case LogEnded(pod, lost):
+            case LogEnded(lost):
                 self._log_open = False
                 if lost:
-                    self._say(f"the rest of pod {pod}'s log is gone with its node")
+                    self._tell(lost, lost)
             case Silent(error):
                 if self._silent_since is None:
                     self._silent_since = time.monotonic()
                     self._say(f"{error}; Job {self._job.name} goes on without, and is waited for")
             case Seen(None, None):
-                raise FatalError(
+                raise TransientError(
                     f"Job {self._job.name} is gone from the cluster: somebody deleted it, or it ended and was "
-                    "cleared away; run again"
+                    "cleared away; the next try submits it again"
                 )
             case Seen(job, pods):
                 self._hear()
@@ -121,7 +122,7 @@ class Waiting:
 
     def _see_job(self, job: JobState) -> None:
         if job.uid != self._job.uid:
-            raise FatalError(f"Job {job.name} was replaced by another of its name; run again to wait for that one")
+            raise TransientError(f"Job {job.name} was replaced by another of its name; the next try waits for that")
         self._job = job
         if (job.succeeded or job.failed) and self._ended_at is None:
             self._ended_at = time.monotonic()
@@ -129,6 +130,9 @@ class Waiting:
                 self._see_pods(pods_of(self._api, job.name))  # the news of them may be behind that of the Job
             except TransientError:
                 pass
+            except Refused as error:
+                if error.status != EXPIRED:
+                    raise
 
     def _see_pods(self, pods: tuple[PodState, ...]) -> None:
         there = {pod.name for pod in pods}

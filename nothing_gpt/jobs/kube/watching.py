@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nothing_gpt.errors import TransientError
-from nothing_gpt.jobs.kube.api import Api, Refused
+from nothing_gpt.jobs.kube.api import EXPIRED, Api, Refused
 from nothing_gpt.jobs.kube.objects import CONTAINER, JobState, PodState
 
 WATCH_S = 30
@@ -29,8 +29,7 @@ LOST_LOG_TRIES = 5
 
 GONE = 410
 """Status of a watch that goes too far back."""
-EXPIRED = 401
-"""Status while credentials are renewed. Those that stay bad end the wait as an outage does."""
+FORBIDDEN = 403
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ class Line:
 
 @dataclass(frozen=True)
 class LogEnded:
-    """All of the pod's lines have come; `lost`: all that can be had."""
+    """All of the pod's lines have come, or all that can be had: then `lost` says why."""
 
-    pod: str
-    lost: bool
+    lost: str | None = None
 
 
 Event = Seen | Silent | Line | LogEnded
@@ -172,13 +170,18 @@ class Watching:
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     def _log(self, pod: str) -> Iterator[Event]:
-        lost = False
-        for line in log_lines(self._api, pod, self._stop):
-            if line is None:
-                lost = True
-            else:
-                yield Line(line)
-        yield LogEnded(pod, lost)
+        lost = None
+        try:
+            for line in log_lines(self._api, pod, self._stop):
+                if line is None:
+                    lost = f"the rest of pod {pod}'s log is gone with its node"
+                else:
+                    yield Line(line)
+        except Refused as error:
+            if error.status != FORBIDDEN:
+                raise
+            lost = "the pods' logs may not be read here (get on pods/log is forbidden); the Job is waited for without"
+        yield LogEnded(lost)
 
 
 class Once:
@@ -232,7 +235,7 @@ def log_lines(api: Api, pod: str, stop: threading.Event) -> Iterator[str | None]
         except TransientError:
             failures += ended
         except Refused as error:
-            if error.status not in (400, 404):  # 400: the container is still being created
+            if error.status not in (400, EXPIRED, 404):  # 400: the container is still being created
                 raise
             failures = LOST_LOG_TRIES if error.status == 404 else failures + ended
         if failures >= LOST_LOG_TRIES:
