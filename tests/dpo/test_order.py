@@ -70,6 +70,7 @@ def flow(workshop: Workshop, tmp_path: Path) -> Ordering:
         "adapter": workshop.adopt(Stage("sft", 1), {path.name: path for path in adapter.iterdir()}),
     }
     base = save_base(tmp_path / "base")
+    (base / "pytorch_model.bin").write_bytes(b"weights of another form")
     (base / "optimizer.pt").write_text("no part of a model")
     return Ordering(workshop, inputs, known_base(str(base), None))
 
