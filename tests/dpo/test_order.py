@@ -203,7 +203,7 @@ def test_a_base_that_is_a_folder_goes_to_the_store_once_and_comes_from_there(flo
     flow.order(machine)
     key = f"bases/{flow.base.identity}"
     assert list(flow.workshop.store.list(key)) == [
-        f"{key}/{n}" for n in ("COMPLETE", "config.json", "model.safetensors")
+        f"{key}/{n}" for n in ("COMPLETE", "config.json", "model.safetensors", "pytorch_model.bin")
     ]
     (brought,) = machine.bases
     assert brought != Path(flow.base.location)
