@@ -19,7 +19,7 @@ from rich.table import Table
 
 from flows.record import STAGES, last_run
 from flows.server import prefect_server
-from nothing_gpt.adapters import check_output
+from nothing_gpt.adapters import check_output, publish
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import PlaceSettings, Settings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
@@ -116,7 +116,7 @@ def train(
 
         result = training_pipeline(data.absolute(), adapter.absolute(), settings.training, settings.place)
     if output:
-        shutil.copytree(result["folder"], output)
+        publish(Path(result["folder"]), output.resolve())
     stage = {"status": "cached" if result["reused"] else "ran", "rows": result["metrics"]["train_pairs"]}
     out.print(closing_table({"stages": {"train": stage}, "training": result["metrics"]}), soft_wrap=False)
     say(f"trained adapter: {output or result['folder']}")

@@ -24,6 +24,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 METRICS = "metrics.json"
 """Beside an adapter that was trained here: what training measured."""
+LEFT_BY_TRAINING = {CONFIG, WEIGHTS, METRICS, "steps.jsonl", "tracking", "manifest.json"}
+"""What a folder holds that training published, on its own or as an artifact."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Ways to begin an adapter that leave the base model's weights as they are."""
 UNSERVED: dict[str, Callable[[Any], object]] = {
@@ -143,6 +145,8 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
                     f"{folder}: made for another base model ({config.get('base_model_name_or_path')}): "
                     f"{name} does not fit {base}"
                 )
+    if max(ranks) > SERVED_RANKS[-1]:
+        raise FatalError(f"{folder / WEIGHTS}: rank {max(ranks)}; vLLM serves ranks up to {SERVED_RANKS[-1]}")
     return Adapter(max(ranks), str(config.get("base_model_name_or_path")), sum(t.numel() for t in tensors.values()))
 
 
@@ -174,8 +178,10 @@ def check_output(output: Path, *inputs: Path, name: str = "ADAPTER_PATH") -> Pat
     for path in inputs:
         if output in (path.resolve(), *path.resolve().parents):
             raise FatalError(f"{name}: {output} is to be replaced, and {path} in it is read; give a new folder")
-    ours = all((output / file).is_file() for file in (CONFIG, METRICS))
-    if output.exists() and any(output.iterdir()) and not ours:
+    if output.is_mount():
+        raise FatalError(f"{name}: {output} is a mount point, which cannot be replaced; give a folder in it")
+    found = {path.name for path in output.iterdir()} if output.exists() else set()
+    if found and not {CONFIG, METRICS} <= found <= LEFT_BY_TRAINING:
         raise FatalError(f"{name}: {output} holds something else than an adapter trained here; give a new folder")
     return output
 

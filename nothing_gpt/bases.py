@@ -8,6 +8,9 @@ from pathlib import Path
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import digest, file_digest
 
+WEIGHTS = {".safetensors", ".bin"}
+MODEL_FILES = {".json", ".jinja", ".model", ".txt"} | WEIGHTS
+"""Endings of the files that a base model is loaded from: weights, configuration, tokenizer."""
 PIECE, PIECES = 1 << 16, 64
 """Bytes of a sample, and samples of a file: one of up to 4 MiB is read whole."""
 
@@ -22,8 +25,8 @@ class Base:
 
 
 def known_base(location: str, revision: str | None) -> Base:
-    """A base model by what it is: a hub model by its name and commit, a folder by its configuration, tokenizer and chat
-    template and, lest gigabytes be read at every run, by size and samples of its weights.
+    """A base model by what it is: a hub model by its name and commit, a folder by its configuration, tokenizer and
+    chat template and, lest gigabytes be read at every run, by size and samples of its weights.
 
     Raises:
         FatalError: a path that is no model's folder, or a hub name without a commit.
@@ -44,15 +47,18 @@ def known_base(location: str, revision: str | None) -> Base:
     return Base(location, f"{location}@{revision}", revision)
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files that a base model is loaded from: weights, configuration, tokenizer."""
+    return [file for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES and file.is_file()]
+
+
 def _identity(folder: Path) -> str:
     return digest(
-        {path.name: file_digest(path) for path in _files(folder, "config.json", "tokenizer*", "chat_template*")}
-        | {path.name: [path.stat().st_size, _sampled(path)] for path in _files(folder, "*.safetensors", "*.bin")}
+        {
+            file.name: [file.stat().st_size, _sampled(file)] if file.suffix in WEIGHTS else file_digest(file)
+            for file in model_files(folder)
+        }
     )
-
-
-def _files(folder: Path, *patterns: str) -> list[Path]:
-    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
 
 
 def _sampled(path: Path) -> str:

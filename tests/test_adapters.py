@@ -10,6 +10,7 @@ import pytest
 from nothing_gpt.adapters import (
     CONFIG,
     METRICS,
+    SERVED_RANKS,
     WEIGHTS,
     adapter_digest,
     changed_share,
@@ -252,3 +253,25 @@ def test_what_is_read_is_not_replaced(tmp_path: Path, adapter: Path, place: str)
     with pytest.raises(FatalError, match=r"is to be replaced, and .*adapter in it is read; give a new folder"):
         check_output(tmp_path / place, adapter)
     check_output(adapter / "new", adapter)
+
+
+def test_a_rank_that_vllm_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    rank = SERVED_RANKS[-1] + 1
+    name = "base_model.model.q_proj.lora_{}.weight"
+    weights = {name.format("A"): torch.ones(rank, IN), name.format("B"): torch.ones(OUT, rank)}
+    assert f"rank {rank}; vLLM serves ranks up to" in refused(save(tmp_path / "adapter", weights, r=rank))
+
+
+@pytest.mark.parametrize("beside", ["notes.txt", "sub"])
+def test_an_adapter_of_ours_with_something_else_beside_it_is_not_replaced(tmp_path: Path, beside: str) -> None:
+    folder = save(tmp_path / "adapter")
+    (folder / METRICS).write_text("{}")
+    assert check_output(folder) == folder
+    (folder / beside).mkdir()
+    with pytest.raises(FatalError, match="holds something else"):
+        check_output(folder)
+
+
+def test_a_mount_point_is_not_replaced() -> None:
+    with pytest.raises(FatalError, match="a mount point"):
+        check_output(Path("/proc"))

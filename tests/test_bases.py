@@ -22,7 +22,10 @@ def test_a_folder_is_known_by_its_files_wherever_it_lies(tmp_path: Path) -> None
     assert identity != known_base(str(one), None).identity
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "vocab.json", "merges.txt"],
+)
 def test_its_tokenizer_and_chat_template_belong_to_it(tmp_path: Path, name: str) -> None:
     base = save_base(tmp_path / "base")
     identities = [known_base(str(base), None).identity]

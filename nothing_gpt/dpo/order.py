@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
-from nothing_gpt.bases import Base, known_base
+from nothing_gpt.bases import MODEL_FILES, Base, known_base, model_files
 from nothing_gpt.checkpoints import COMPLETE, surviving_store
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.errors import FatalError, TransientError
@@ -29,8 +29,6 @@ UNFINGERPRINTED = {"starting_version", "save_steps", "logging_steps", "eval_step
 """Settings that change how training is watched, and not what comes of it; the starting adapter is an input."""
 JOBS = "jobs"
 BASES = "bases"
-MODEL_FILES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
-"""Endings of the files that a base model is loaded from: weights, configuration, tokenizer."""
 
 
 class Order(BaseModel):
@@ -187,7 +185,7 @@ def _keep_folder(store: Store, base: Base) -> None:
 def _keep(store: Store, base: Base, folder: Path) -> None:
     """Copies the model's files into the store, the marker last."""
     say(f"train: the base model goes to {store.uri}/{_key(base)}, once")
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES and file.is_file()]
+    files = model_files(folder)
     checksums = {file.name: file_digest(file) for file in files}
     for file in files:
         store.upload(file, f"{_key(base)}/{file.name}")

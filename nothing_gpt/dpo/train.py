@@ -155,7 +155,9 @@ def _program(given: Sequence[str]) -> None:
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for the run's own work folder; default: beside ADAPTER_PATH")
     parser.add_argument("--store", help="address of a store for copies of the checkpoints; default: none")
-    parser.add_argument("--run", help="the run's fingerprint; default: made of data, adapter, base and settings")
+    parser.add_argument(
+        "--run", help="the run's name; default: made of data, adapter, base and settings, for which a given one vouches"
+    )
     parser.add_argument("--job", metavar="FINGERPRINT", help="do what the order in the store says, and publish there")
     arguments = parser.parse_args(given)
     if arguments.job:
@@ -384,7 +386,11 @@ def finish(training: Training, trainer: "PreferenceTrainer", figures: dict[str, 
     figures = {**figures, "changed_share": changed, "base_revision": revision}
     (finished / METRICS).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     before = {"step": 0, **{f"eval_{theirs}": figures[f"step0_{ours}"] for theirs, ours in KEY_METRICS.items()}}
-    write_jsonl(finished / STEPS, (_without_timing(row) for row in [before, *trainer.state.log_history]))
+    log = [before, *trainer.state.log_history]
+    for row in log:
+        if "train_loss" in row:  # the trainer's own mean is over the steps since a resume
+            row["train_loss"] = figures["train_loss"]
+    write_jsonl(finished / STEPS, map(_without_timing, log))
     return finished
 
 
@@ -400,7 +406,8 @@ def interval(name: str, estimate: Any) -> dict[str, Any]:
 
 
 def _without_timing(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if not name.endswith(("_runtime", "_per_second", "total_flos"))}
+    timed = ("_runtime", "_per_second", "_preparation_time", "total_flos", "num_tokens")
+    return {name: value for name, value in row.items() if not name.endswith(timed)}
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def flow(workshop: Workshop, tmp_path: Path) -> Ordering:
         "adapter": workshop.adopt(Stage("sft", 1), {path.name: path for path in adapter.iterdir()}),
     }
     base = save_base(tmp_path / "base")
+    (base / "pytorch_model.bin").write_bytes(b"weights of another form")
     (base / "optimizer.pt").write_text("no part of a model")
     return Ordering(workshop, inputs, known_base(str(base), None))
 
@@ -202,7 +203,7 @@ def test_a_base_that_is_a_folder_goes_to_the_store_once_and_comes_from_there(flo
     flow.order(machine)
     key = f"bases/{flow.base.identity}"
     assert list(flow.workshop.store.list(key)) == [
-        f"{key}/{n}" for n in ("COMPLETE", "config.json", "model.safetensors")
+        f"{key}/{n}" for n in ("COMPLETE", "config.json", "model.safetensors", "pytorch_model.bin")
     ]
     (brought,) = machine.bases
     assert brought != Path(flow.base.location)
