@@ -4,7 +4,6 @@ that is not ours. Only the machines under it are missing.
 
 import json
 import math
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +125,7 @@ def test_a_cancelled_flow_leaves_neither_job_nor_pods(machine: Machine, model: P
     longer = {"num_train_epochs": 100, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
     running = machine.train(model, *(f"--set=training.{name}={value}" for name, value in longer.items()))  # 2,400 steps
     running.until(machine.checkpoints)
-    running.process.send_signal(signal.SIGINT)
+    running.process.terminate()  # as Prefect does
     assert running.wait() != 0
     assert "deleted, as the run was interrupted" in running.output
     wait_for(lambda: not machine.jobs and not machine.pods, "the Job is gone, and its pods with it")
