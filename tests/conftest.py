@@ -24,6 +24,9 @@ from tests.fake_endpoint import FakeEndpoint, serving
 
 REPOSITORY = Path(__file__).parent.parent
 
+# Where the tests are started in the background SIGINT is ignored, also by the programs that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
 
