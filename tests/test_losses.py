@@ -1,4 +1,4 @@
-"""The losses against values computed by hand. Against TRL's own they are held in `tests/chain/test_training.py`."""
+"""The losses against values computed by hand. Against TRL's own they are held in `tests/chain/test_trl.py`."""
 
 from math import exp, log
 

@@ -19,7 +19,7 @@ from nothing_gpt.records import read_jsonl
 from tests.chain import tiny
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(600), pytest.mark.usefixtures("alone", "deaf")]
 
 ASKED = """
 import functools, importlib, os, runpy, signal, sys
@@ -52,24 +52,6 @@ else:
 runpy.run_module("nothing_gpt.dpo.train", run_name="__main__")
 """
 """The program, asked to stop while it imports a module, or before and after it calls a function."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Any:
-    """Nothing is looked up, and nothing is told anybody."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}.items():
-            patch.setenv(name, value)
-        patch.delenv("WANDB_API_KEY", raising=False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def heard_for_one_test() -> Any:
-    """A training obeys SIGTERM for the rest of its process."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +91,6 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     recipe(training)
     signal.signal(signal.SIGTERM, before)
     return figures(training)
-
-
-@pytest.fixture
-def fresh(model: Path, tmp_path: Path) -> Training:
-    return tiny.training(model, tmp_path)
 
 
 def figures(training: Training) -> dict[str, float]:

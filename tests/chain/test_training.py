@@ -8,9 +8,9 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +23,12 @@ from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
 from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.bases import Base
 from nothing_gpt.checkpoints import Checkpoints, newest_whole
-from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import train as library
-from nothing_gpt.dpo.train import METRICS, STEPS, Training, build_trainer, recipe
+from nothing_gpt.dpo.train import METRICS, STEPS, Training, recipe
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import run_module
-from nothing_gpt.losses import LogRatios, loss_at_reference, preference_loss
-from nothing_gpt.policy import load_policy, load_tokenizer
-from nothing_gpt.preferences import read_pairs
+from nothing_gpt.losses import loss_at_reference
+from nothing_gpt.policy import load_policy
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.results import training_metrics
 from nothing_gpt.store import open_store
@@ -39,7 +37,7 @@ from nothing_gpt.training_figures import start_figures
 from tests.chain import tiny
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(600), pytest.mark.usefixtures("alone", "deaf")]
 
 SECRETS = {"HF_TOKEN": "hf_5ecret", "OPENAI_API_KEY": "sk-5ecret", "SERVE_API_KEY": "5ecret-key"}
 STOPPED_AT = 7
@@ -59,26 +57,12 @@ main()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def alone() -> Any:
-    """Nothing is looked up, and nothing is told anybody."""
+def watched(alone: None) -> Iterator[None]:
+    """By W&B too, whose files are written for later; and there are secrets that it could tell."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TQDM_DISABLE": "1", **SECRETS}.items():
+        for name, value in {"WANDB_MODE": "offline", **SECRETS}.items():
             patch.setenv(name, value)
-        patch.delenv("WANDB_API_KEY", raising=False)
         yield
-
-
-@pytest.fixture(autouse=True)
-def deaf() -> Any:
-    """What a training does about SIGTERM ends with it: it is a program's."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +89,6 @@ def stopped(
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return training, ended
-
-
-@pytest.fixture
-def fresh(model: Path, tmp_path: Path) -> Training:
-    return tiny.training(model, tmp_path)
-
-
-def built(training: Training, smoothing: float = 0.0) -> Any:
-    train, val = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
-    return build_trainer(training, load_tokenizer(training.base, None), train, val, smoothing)
 
 
 def metrics(adapter: Path) -> dict[str, Any]:
@@ -226,7 +200,7 @@ def columns_without_computing(training: Training) -> list[str]:
 
     for owner, name in ((PreTrainedTokenizerBase, "apply_chat_template"), (DPOTrainer, "compute_ref_log_probs")):
         setattr(owner, name, computed)
-    return built(training).train_dataset.column_names
+    return tiny.built(training).train_dataset.column_names
 
 
 def scale(adapter: Path) -> None:
@@ -273,14 +247,14 @@ def test_a_store_that_fails_stops_nothing(
 @pytest.mark.parametrize("damage", ["zeros", "cut"])
 def test_what_was_prepared_and_is_damaged_is_prepared_anew(fresh: Training, damage: str) -> None:
     """It was trained on, against a wrong reference, or ended in a traceback."""
-    reference = built(fresh).train_dataset["ref_chosen_logps"][:]
+    reference = tiny.built(fresh).train_dataset["ref_chosen_logps"][:]
     values = np.asarray(reference, np.float32).tobytes()
     files = [path for path in (fresh.work / "prepared").rglob("*.arrow") if values in path.read_bytes()]
     assert files
     for path in files:
         data = path.read_bytes()
         path.write_bytes(data[:-200] if damage == "cut" else data.replace(values, bytes(len(values))))
-    assert built(fresh).train_dataset["ref_chosen_logps"][:] == reference
+    assert tiny.built(fresh).train_dataset["ref_chosen_logps"][:] == reference
 
 
 def test_a_run_that_goes_on_logs_evaluates_and_saves_as_often_as_it_is_told_now(fresh: Training) -> None:
@@ -315,7 +289,7 @@ def test_a_parameter_that_is_trained_in_less_than_float32_stops_it(
 ) -> None:
     monkeypatch.setattr(library, "train_in_float32", lambda policy: policy.bfloat16())
     with pytest.raises(FatalError, match=r"is torch.bfloat16, and not float32"):
-        built(fresh)
+        tiny.built(fresh)
 
 
 def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_whole_checkpoint(
@@ -350,7 +324,7 @@ def test_too_little_memory_says_what_to_lower(fresh: Training, monkeypatch: pyte
 
 def test_a_reference_that_is_not_the_starting_adapter_stops_it(model: Path, tmp_path: Path) -> None:
     training = tiny.training(model, tmp_path, precompute_ref_log_probs=False)
-    trainer = built(training)
+    trainer = tiny.built(training)
     for name, weight in trainer.model.named_parameters():
         if ".ref." in name:
             weight.data.zero_()  # as TRL 0.15 to 0.28 had it: the base model
@@ -391,66 +365,3 @@ def test_an_adapter_of_another_base_is_named(model: Path, tmp_path: Path, change
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
     with pytest.raises(FatalError, match="made for another base model than"):
         load_policy(str(base), None, model / "sft", "none")
-
-
-# What TRL is given, and computes.
-
-
-def test_every_setting_reaches_trl(fresh: Training) -> None:
-    given = TrainingSettings(
-        beta=0.3, loss_type="robust", label_smoothing=0.2, sft_weight=0.5, learning_rate=3e-4, num_train_epochs=3,
-        lr_scheduler_type="cosine", warmup_steps=5, per_device_train_batch_size=3, per_device_eval_batch_size=5,
-        gradient_accumulation_steps=6, max_length=300, long_pairs="drop", gradient_checkpointing=True,
-        precompute_ref_log_probs=False, eval_steps=7, save_steps=11, logging_steps=13, seed=9,
-    )  # fmt: skip
-    elsewhere = {"quantization", "starting_version"}  # read before TRL is
-    same = {name for name, value in TrainingSettings() if value == getattr(given, name)}
-    assert same == elsewhere, "each is off its default, or its loss would not be seen"
-    trainer = built(replace(fresh, settings=given), smoothing=0.2)
-    for name, value in given.model_dump(exclude=library.OURS).items():
-        assert getattr(trainer.args, name) == value, name
-    assert (trainer.args.loss_type, trainer.args.loss_weights) == (["robust", "sft"], [1, 0.5])
-    assert (trainer.args.label_smoothing, trainer.data_collator.max_length) == (0.2, 300)
-    assert (trainer.beta, trainer.label_smoothing, trainer.loss_weights) == (0.3, 0.2, [1, 0.5])
-    assert not trainer.precompute_ref_logps
-    assert (trainer.args.ignore_data_skip, trainer.args.save_total_limit) == (False, 2)
-    assert (trainer.args.eval_strategy, trainer.args.save_strategy) == ("steps", "steps")
-
-
-def test_the_losses_are_trl_s_own(fresh: Training) -> None:
-    import torch
-
-    trainer = built(replace(fresh, settings=fresh.settings.model_copy(update={"sft_weight": 0.0})))
-    torch.manual_seed(0)
-    for name, weight in trainer.model.named_parameters():
-        if ".default." in name:
-            weight.data.add_(0.1 * torch.randn_like(weight))
-    batch = next(iter(trainer.get_eval_dataloader()))
-    with torch.no_grad():
-        logps = [trainer.model(**model_inputs(batch), fused_lm_head=True).log_probs.sum(dim=1).chunk(2)]
-    ((chosen, rejected),) = logps
-    tokens = batch["completion_mask"].sum(dim=1).chunk(2)
-    ratios = LogRatios.of(chosen - batch["ref_chosen_logps"], rejected - batch["ref_rejected_logps"], *tokens)
-    assert abs(ratios.margin).min() > 0.01
-    trainer.model.eval()
-    for loss_type in ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"):
-        trainer.loss_types, trainer.beta, trainer.label_smoothing = [loss_type, "sft"], 0.7, 0.2
-        with torch.no_grad():
-            theirs = trainer.compute_loss(trainer.model, batch).item()
-        ours = preference_loss(loss_type, ratios, 0.7, 0.2 if loss_type == "robust" else 0)
-        assert ours.mean() == pytest.approx(theirs, abs=1e-4), loss_type
-
-
-def model_inputs(batch: Any) -> dict[str, Any]:
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels,
-            "use_cache": False}  # fmt: skip
-
-
-def test_what_is_trained_is_the_adapter_in_float32_and_nothing_else(fresh: Training) -> None:
-    import torch
-
-    trained = {name: weight for name, weight in built(fresh).model.named_parameters() if weight.requires_grad}
-    assert trained
-    assert all(".default." in name and "lora_" in name for name in trained)
-    assert {weight.dtype for weight in trained.values()} == {torch.float32}

@@ -7,7 +7,9 @@ from typing import Any
 
 from nothing_gpt.bases import known_base
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.dpo.train import Training, fingerprint
+from nothing_gpt.dpo.train import Training, build_trainer, fingerprint
+from nothing_gpt.policy import load_tokenizer
+from nothing_gpt.preferences import read_pairs
 from nothing_gpt.store import Store
 
 SETTINGS = TrainingSettings(
@@ -70,3 +72,9 @@ def training(tiny: Path, work: Path, store: Store | None = None, **settings: Any
     start, data, base = tiny / "sft", tiny / "data", known_base(str(tiny / "base"), None)
     run = fingerprint(start, data, base, chosen)
     return Training(start, data, work / "out", base.location, None, chosen, work / "work" / f".out.{run}", run, store)
+
+
+def built(training: Training, smoothing: float = 0.0) -> Any:
+    """TRL's trainer of a training."""
+    train, val = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
+    return build_trainer(training, load_tokenizer(training.base, None), train, val, smoothing)

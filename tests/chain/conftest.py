@@ -1,0 +1,38 @@
+"""What the tests of training share: a training that is fresh, and a process that it leaves as it was."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nothing_gpt.dpo.train import Training
+from tests.chain import tiny
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """Nothing is looked up, and nothing is told anybody."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}.items():
+            patch.setenv(name, value)
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield
+
+
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """What a training does about SIGTERM ends with the test: it is a program's, for the rest of its process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def fresh(model: Path, tmp_path: Path) -> Training:
+    return tiny.training(model, tmp_path)
