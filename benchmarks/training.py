@@ -121,7 +121,7 @@ def measure(place: Path, run: str, pairs: int, learning_rate: float, seed: int) 
         for part, value in parts.items():
             changed.enter_context(PARTS[part](value))
         reference = _timed("trl.trainer.dpo_trainer.DPOTrainer._precompute_ref_logps", clock, changed)
-        training = Training(place / "adapter", place, place, base, None, settings, Path(work), run)
+        training = Training(place / "adapter", place, place, base, None, settings, run, Path(work), run)
         trainer = build_trainer(training, load_tokenizer(base, None), rows[:pairs], rows[pairs:], 0.0)
         trainer.remove_callback(PrinterCallback)
         trainer.args.eval_strategy = trainer.args.save_strategy = IntervalStrategy.NO

@@ -124,8 +124,8 @@ def _attention(shape: Shape, pair: PairLengths) -> float:
 
 
 PEAK_TFLOPS = {
-    "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10G": 70.0,
-    "A10": 125.0,
+    "H200 NVL": 835.5, "H200": 989.0, "H100 NVL": 835.5, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0,
+    "L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0,
 }  # fmt: skip
 """Dense bfloat16 TFLOP/s by their makers' data sheets; the first name found in the device's is taken."""
 

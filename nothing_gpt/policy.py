@@ -43,14 +43,21 @@ def vocabulary(base: str, revision: str | None) -> int:
     return config.get_text_config().vocab_size
 
 
-def load_policy(base: str, revision: str | None, start: Path, quantization: str) -> "PeftModel":
-    """The base model in bfloat16 on a CUDA device, in float32 on a CPU, or in 4 bits (`nf4`: NF4, double
-    quantisation, bfloat16 arithmetic), with the adapter in `start`, trainable. It is given batches of pairs alone, and
-    computes a pair's prompt once where its type allows that.
+def check_device(quantization: str) -> None:
+    """Raises FatalError where nf4 is asked for and there is no CUDA device: a CPU gains nothing by it."""
+    import torch
+
+    if quantization == "nf4" and not torch.cuda.is_available():
+        raise FatalError("training.quantization: nf4 needs a CUDA device, and there is none; set it to none")
+
+
+def load_policy(base: str, revision: str | None, start: Path, quantization: str, bf16: bool = True) -> "PeftModel":
+    """The base model in bfloat16 on a CUDA device (with `bf16`, else as on a CPU), in float32 on a CPU, or in 4 bits
+    (`nf4`: NF4, double quantisation, bfloat16 arithmetic), with the adapter in `start`, trainable. It is given batches
+    of pairs alone, and computes a pair's prompt once where its type allows that.
 
     Raises:
-        FatalError: nf4 without a CUDA device, no such model or a damaged one, or an adapter that does not fit it or
-            is not whole.
+        FatalError: no such model or a damaged one, or an adapter that does not fit it or is not whole.
     """
     import torch
     from peft import PeftModel
@@ -59,9 +66,6 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
 
     from nothing_gpt.pair_batches import share_prompts
 
-    cuda = torch.cuda.is_available()
-    if quantization == "nf4" and not cuda:
-        raise FatalError("training.quantization: nf4 needs a CUDA device, and there is none; set it to none")
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -72,7 +76,7 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
         model = AutoModelForCausalLM.from_pretrained(
             base,
             revision=revision,
-            dtype=torch.bfloat16 if cuda else torch.float32,
+            dtype=torch.bfloat16 if bf16 and torch.cuda.is_available() else torch.float32,
             quantization_config=four_bits if quantization == "nf4" else None,
         )
     except SafetensorError as error:
@@ -95,10 +99,11 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str)
 
 def train_in_float32(policy: Any) -> None:
     """Makes the trainable parameters float32: on a 4-bit base TRL casts them to bfloat16, where updates of the usual
-    size round away."""
-    for parameter in policy.parameters():
+    size round away. Their values come from TRL's frozen copy, `ref`, for the cast rounded them already: the policy
+    would not begin as its reference, and an adapter that learned nothing would have changed."""
+    for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = policy.get_parameter(name.replace(".default.", ".ref.")).data.float().clone()
 
 
 def _check_whole(policy: "PeftModel", start: Path) -> None:

@@ -41,11 +41,12 @@ def test_recommended_is_the_default_but_for_gradient_checkpointing() -> None:
 
 
 def test_the_guide_s_preset_has_the_guide_s_values() -> None:
-    guide = training("guide")
-    assert (guide.beta, guide.loss_type, guide.learning_rate, guide.num_train_epochs) == (0.1, "sigmoid", 5e-6, 1)
-    assert (guide.lr_scheduler_type, guide.warmup_steps) == ("cosine", 20)
-    assert (guide.per_device_train_batch_size, guide.gradient_accumulation_steps) == (2, 8)
-    assert (guide.quantization, guide.gradient_checkpointing) == ("nf4", False)
+    assert training("guide") == TrainingSettings(
+        beta=0.1, loss_type="sigmoid", learning_rate=5e-6, num_train_epochs=1, lr_scheduler_type="cosine",
+        warmup_steps=20, per_device_train_batch_size=2, per_device_eval_batch_size=1, gradient_accumulation_steps=8,
+        max_length=2048, bf16=True, gradient_checkpointing=False, eval_steps=25, save_steps=25, logging_steps=10,
+        quantization="nf4", precompute_ref_log_probs=False,
+    )  # fmt: skip
 
 
 def test_a_noisy_judge_s_smoothing_is_measured() -> None:

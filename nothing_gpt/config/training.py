@@ -46,7 +46,7 @@ class TrainingSettings(Group):
         gt=0,
         le=1e-1,
         description="Peak learning rate. 5e-6 over 58 steps is too small a budget to learn; QLoRA recipes use 2e-5 to "
-        "1e-4. Too high diverges: the loss jumps, or is no number.",
+        "1e-4. Too high diverges: the loss jumps, or is no number. A lower one needs more epochs.",
     )
     num_train_epochs: float = Field(
         default=2,
@@ -62,15 +62,17 @@ class TrainingSettings(Group):
     warmup_steps: float = Field(
         default=0.1,
         ge=0,
-        description="Steps of warm-up; below 1 it is a share of all steps. 5 to 10 % is usual; a third of a short run "
-        "leaves too few steps at the full rate.",
+        description="Steps of warm-up, which keep the first updates small; below 1 it is a share of all steps. 5 to "
+        "10 % is usual; a third of a short run leaves too few steps at the full rate.",
     )
     per_device_train_batch_size: int = Field(
         default=4,
         ge=1,
         description="Pairs a micro-batch, each of which costs two sequences. Halve it where memory ends.",
     )
-    per_device_eval_batch_size: int = Field(default=4, ge=1, description="Pairs a micro-batch in evaluation.")
+    per_device_eval_batch_size: int = Field(
+        default=4, ge=1, description="Pairs a micro-batch in evaluation. Changes no result; 1 needs the least memory."
+    )
     gradient_accumulation_steps: int = Field(
         default=4,
         ge=1,
@@ -80,7 +82,8 @@ class TrainingSettings(Group):
     max_length: int = Field(
         default=2048,
         ge=8,
-        description="Most tokens of a prompt and one completion together. What happens to a longer pair is long_pairs.",
+        description="Most tokens of a prompt and one completion together; what SFT was trained with. 99 % of the first "
+        "run's had 1,062 or fewer. What happens to a longer pair is long_pairs.",
     )
     long_pairs: Literal["refuse", "drop", "truncate"] = Field(
         default="refuse",
@@ -98,6 +101,12 @@ class TrainingSettings(Group):
         default="none",
         description="none: the base in bfloat16 on a CUDA device (6.4 GB for 3B parameters), in float32 on a CPU. nf4: "
         "in 4 bits, CUDA only, slower and for smaller cards.",
+    )
+    bf16: bool = Field(
+        default=True,
+        description="Base and arithmetic in bfloat16 on a CUDA device; the adapter is trained in float32 either way. "
+        "Off: all in float32, with twice the memory, for a device that has no bfloat16 (older than Ampere). A CPU "
+        "computes in float32.",
     )
     eval_steps: int = Field(default=25, ge=1, description="Evaluate every so many steps; 50 for long runs.")
     save_steps: int = Field(

@@ -62,7 +62,7 @@ from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
 from nothing_gpt.intervals import bootstrap_mean, wilson
 from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate, loss_at_reference
-from nothing_gpt.policy import load_policy, load_tokenizer, train_in_float32, vocabulary
+from nothing_gpt.policy import check_device, load_policy, load_tokenizer, train_in_float32, vocabulary
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.processes import QUIET, Run
 from nothing_gpt.progress import say
@@ -78,7 +78,8 @@ if TYPE_CHECKING:
 STEPS = "steps.jsonl"
 STEP0 = "step0.json"
 TRACKING = "tracking"
-OURS = {"starting_version", "quantization", "loss_type", "sft_weight", "label_smoothing", "long_pairs", "max_length"}
+OURS = {"starting_version", "quantization", "bf16", "loss_type", "sft_weight", "label_smoothing"}
+OURS |= {"long_pairs", "max_length"}
 """Settings that TRL's configuration does not have, or that it is given in another form."""
 
 
@@ -123,7 +124,8 @@ def train(
 class Training:
     """One training: from the adapter in `start` and the pairs in `data` to the adapter in `output`.
 
-    `run` is its fingerprint. `work` holds what it needs again after a kill; where `store` is given, so does that.
+    `made_of` is the digest of all that decides what comes of it, `run` its name: the same, or the fingerprint of the
+    artifact that it makes. `work` holds what it needs again after a kill; where `store` is given, so does that.
     """
 
     start: Path
@@ -132,6 +134,7 @@ class Training:
     base: str
     revision: str | None
     settings: TrainingSettings
+    made_of: str
     work: Path
     run: str
     store: Store | None = None
@@ -155,9 +158,7 @@ def _program(given: Sequence[str]) -> None:
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for the run's own work folder; default: beside ADAPTER_PATH")
     parser.add_argument("--store", help="address of a store for copies of the checkpoints; default: none")
-    parser.add_argument(
-        "--run", help="the run's name; default: made of data, adapter, base and settings, for which a given one vouches"
-    )
+    parser.add_argument("--run", help="the run's name; default: the digest of its data, adapter, base and settings")
     parser.add_argument("--job", metavar="FINGERPRINT", help="do what the order in the store says, and publish there")
     arguments = parser.parse_args(given)
     if arguments.job:
@@ -172,10 +173,11 @@ def _program(given: Sequence[str]) -> None:
     refuse_version(settings)
     base = known_base(environment.base_model or base_name(start), environment.base_revision)
     output = check_output(output, start, data, *([] if base.revision else [Path(base.location)]))
-    run = arguments.run or fingerprint(start, data, base, settings)
+    made_of = fingerprint(start, data, base, settings)
+    run = arguments.run or made_of
     work = (arguments.work or output.parent) / f".{output.name}.{run}"
     store = open_store(arguments.store) if arguments.store else None
-    recipe(Training(start, data, output, base.location, base.revision, settings, work, run, store))
+    recipe(Training(start, data, output, base.location, base.revision, settings, made_of, work, run, store))
     if not arguments.run:  # else who named it looks after its copies, once it has the adapter
         with surviving_store("the store's copies of the checkpoints are still there"):
             Checkpoints(work, store, run).clear()
@@ -191,7 +193,7 @@ def refuse_version(settings: TrainingSettings) -> None:
 
 
 def fingerprint(start: Path, data: Path, base: Base, settings: TrainingSettings) -> str:
-    """What a training that no stage has named is called: a digest of all that decides what comes of it."""
+    """A digest of all that decides what comes of a training: its name, where no stage gives it one."""
     return digest(
         {
             "settings": settings.model_dump(exclude=UNFINGERPRINTED)
@@ -219,6 +221,7 @@ def recipe(training: Training) -> None:
 
 def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list[dict[str, Any]]) -> None:
     settings, work = training.settings, training.work
+    check_device(settings.quantization)
     validate_adapter(training.start, Path(training.base) if Path(training.base).is_dir() else None)
     check_split(train_rows, val_rows)
     smoothing = label_smoothing(settings, training.data)
@@ -237,12 +240,13 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
         checkpoint = checkpoints.newest()
         if checkpoint and (checkpoint / TRACKING).is_dir() and not (work / TRACKING).exists():  # another machine's
             shutil.copytree(checkpoint / TRACKING, work / TRACKING)
+    begun = _beginning(checkpoint, training) if checkpoint else {}
     going_on_after = step_of(checkpoint) if checkpoint else 0
     tracking = Tracking(work / TRACKING, training.run, tags(training), settings.model_dump(), going_on_after)
 
     def add(checkpoint: Path) -> None:
         # For a machine that has nothing else. TensorBoard's file is up to date by now, W&B's may lag behind.
-        (checkpoint / STEP0).write_text(json.dumps(begun))
+        (checkpoint / STEP0).write_text(json.dumps({"made_of": training.made_of, "figures": begun}))
         tracking.leave(checkpoint / TRACKING)
 
     survive = Survive(checkpoints, add)
@@ -254,7 +258,6 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
             trainer.add_callback(callback)
         if checkpoint:
             say(f"train: going on from {checkpoint.name}")
-            begun = json.loads((checkpoint / STEP0).read_bytes())
         else:
             expected = loss_at_reference(settings.loss_type, settings.beta, smoothing)
             begun = start_figures(trainer.evaluate(), expected)
@@ -284,6 +287,21 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
     tracking.leave(finished / TRACKING)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is shorter than to begin again
     publish(finished, training.output)
+
+
+def _beginning(checkpoint: Path, training: Training) -> dict[str, float]:
+    """The figures before the first update, as a checkpoint keeps them.
+
+    Raises:
+        FatalError: it is of another training, for the name of this one was given and is not its digest.
+    """
+    begun = json.loads((checkpoint / STEP0).read_bytes())
+    if begun.get("made_of") != training.made_of:
+        raise FatalError(
+            f"train: {checkpoint.name} of the run {training.run} was made of other data, adapter, base or settings; "
+            "give another --run, or none"
+        )
+    return begun["figures"]
 
 
 def label_smoothing(settings: TrainingSettings, data: Path) -> float:
@@ -331,7 +349,7 @@ def build_trainer(
         prepared.parent.mkdir(parents=True, exist_ok=True)
         with surviving_store("what is prepared is made anew, for the store's copy cannot be had"):
             fetch_folder(training.store, key, prepared)
-    policy = load_policy(training.base, training.revision, training.start, settings.quantization)
+    policy = load_policy(training.base, training.revision, training.start, settings.quantization, settings.bf16)
     trainer = PreferenceTrainer(
         model=policy,
         processing_class=tokenizer,
@@ -347,7 +365,7 @@ def build_trainer(
             loss_weights=[1.0, settings.sft_weight],
             label_smoothing=smoothing,
             max_length=None,
-            bf16=cuda,
+            bf16=cuda and settings.bf16,
             use_cpu=not cuda,
             eval_strategy="steps",
             save_strategy="steps",

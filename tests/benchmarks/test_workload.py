@@ -46,6 +46,8 @@ def test_training_costs_twice_the_forward_pass_and_the_adapters_gradients() -> N
 def test_mfu_is_counted_against_the_devices_peak() -> None:
     assert mfu(60.5e12, 1.0, "NVIDIA L4") == pytest.approx(0.5)
     assert peak_flops("NVIDIA L40S") == 362e12
+    assert peak_flops("NVIDIA L40") == 181e12
+    assert peak_flops("NVIDIA H100 NVL") == 835.5e12
     assert mfu(1e12, 1.0, "AMD EPYC") is None
 
 

@@ -163,6 +163,16 @@ def test_on_another_machine_which_has_nothing_but_the_store_a_run_ends_where_the
     assert len(list((training.output / "tracking" / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
 
 
+def test_under_the_name_of_another_training_it_goes_on_from_none_of_its_checkpoints(
+    stopped: tuple[Training, "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    """A name given with `--run` may be another's, whose copies a store keeps: its adapter would have been published."""
+    other = replace(stopped[0], work=tmp_path / "work", output=tmp_path / "out", made_of="other pairs")
+    with pytest.raises(FatalError, match=f"checkpoint-{STOPPED_AT} of the run .* was made of other data"):
+        recipe(other)
+    assert not other.output.exists()
+
+
 def test_killed_just_before_it_publishes_it_only_does_that(
     fresh: Training, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,13 +355,13 @@ def test_a_base_model_that_is_nowhere_is_named(model: Path, tmp_path: Path, monk
         recipe(replace(tiny.training(model, tmp_path), base="nowhere", revision="c0ffee"))
 
 
-def test_four_bits_want_a_gpu(model: Path) -> None:
+def test_four_bits_want_a_gpu(model: Path, tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(FatalError, match="nf4 needs a CUDA device"):
-        load_policy(str(model / "base"), None, model / "sft", "nf4")
+        recipe(tiny.training(model, tmp_path, quantization="nf4"))
 
 
 @pytest.mark.parametrize("change", [{"hidden_size": 48}, {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}])

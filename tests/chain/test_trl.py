@@ -1,6 +1,7 @@
 """What TRL is given by the recipe, and what it computes: on TRL itself, with a model that is tiny."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import train as library
 from nothing_gpt.dpo.train import Training
-from nothing_gpt.losses import LogRatios, preference_loss
+from nothing_gpt.losses import LogRatios, loss_at_reference, preference_loss
+from nothing_gpt.training_figures import start_figures
 from tests.chain import tiny
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(600), pytest.mark.usefixtures("alone")]
@@ -19,7 +21,7 @@ def test_every_setting_reaches_trl(fresh: Training) -> None:
         beta=0.3, loss_type="robust", label_smoothing=0.2, sft_weight=0.5, learning_rate=3e-4, num_train_epochs=3,
         lr_scheduler_type="cosine", warmup_steps=5, per_device_train_batch_size=3, per_device_eval_batch_size=5,
         gradient_accumulation_steps=6, max_length=300, long_pairs="drop", gradient_checkpointing=True,
-        precompute_ref_log_probs=False, eval_steps=7, save_steps=11, logging_steps=13, seed=9,
+        precompute_ref_log_probs=False, eval_steps=7, save_steps=11, logging_steps=13, seed=9, bf16=False,
     )  # fmt: skip
     elsewhere = {"quantization", "starting_version"}  # read before TRL is
     same = {name for name, value in TrainingSettings() if value == getattr(given, name)}
@@ -72,3 +74,23 @@ def test_what_is_trained_is_the_adapter_in_float32_and_nothing_else(fresh: Train
     assert trained
     assert all(".default." in name and "lora_" in name for name in trained)
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
+
+
+def test_on_four_bits_the_policy_begins_as_its_reference_and_is_float32(tmp_path: Path) -> None:
+    """bitsandbytes' own 4 bits, which it has on a CPU too. TRL rounds what is trained there to bfloat16."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    # What bitsandbytes multiplies on a CPU has blocks of 64.
+    training = tiny.training(tiny.make(tmp_path, hidden_size=64), tmp_path, quantization="nf4")
+    trainer = tiny.built(training)
+    assert sum(isinstance(module, Linear4bit) for module in trainer.model.modules()) == 7
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 14
+    for name, weight in trained.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, trainer.model.get_parameter(name.replace(".default.", ".ref.")))
+    begun = start_figures(trainer.evaluate(), loss_at_reference("sigmoid", training.settings.beta))
+    assert begun["step0_loss"] == pytest.approx(begun["step0_expected"], abs=1e-6)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < begun["step0_loss"] / 2

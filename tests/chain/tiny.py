@@ -20,7 +20,7 @@ STEPS = 12
 """24 pairs, 4 an update, 2 epochs."""
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, hidden_size: int = 32) -> Path:
     """A folder with `base`, `sft`, and `data`."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -37,9 +37,10 @@ def make(folder: Path) -> Path:
     tokenizer = train_tokenizer([row["prompt"][0]["content"] + row["chosen"][0]["content"] for row in rows])
     torch.manual_seed(0)
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
-                    eos_token_id=token_id(tokenizer, "<|end|>"), pad_token_id=token_id(tokenizer, "<|pad|>"))
+        LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size,
+                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+                    initializer_range=0.2, eos_token_id=token_id(tokenizer, "<|end|>"),
+                    pad_token_id=token_id(tokenizer, "<|pad|>"))
     )  # fmt: skip
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -71,7 +72,8 @@ def training(tiny: Path, work: Path, store: Store | None = None, **settings: Any
     chosen = TrainingSettings(**(SETTINGS.model_dump() | settings))
     start, data, base = tiny / "sft", tiny / "data", known_base(str(tiny / "base"), None)
     run = fingerprint(start, data, base, chosen)
-    return Training(start, data, work / "out", base.location, None, chosen, work / "work" / f".out.{run}", run, store)
+    place = work / "work" / f".out.{run}"
+    return Training(start, data, work / "out", base.location, None, chosen, run, place, run, store)
 
 
 def built(training: Training, smoothing: float = 0.0) -> Any:

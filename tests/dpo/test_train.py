@@ -179,6 +179,8 @@ def test_two_runs_never_share_a_work_folder_whatever_is_given(
         assert program("--work", str(tmp_path / "w"), "--settings", str(tmp_path / "settings.json")) == 0
     assert [training.work for training in given] == [tmp_path / "w" / f".out.{training.run}" for training in given]
     assert given[0].run != given[1].run
+    assert program("--run", "its-name", "--settings", str(tmp_path / "settings.json")) == 0
+    assert (given[2].run, given[2].made_of) == ("its-name", given[1].made_of)
 
 
 def test_a_work_folder_that_is_given_is_never_itself_deleted(
