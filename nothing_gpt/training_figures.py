@@ -44,8 +44,8 @@ def start_figures(measured: Mapping[str, float], expected: float) -> dict[str, f
 
 
 def final_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last evaluation as `eval_*`, the steps, the losses to compare it with: the mean over training, over its last
-    quarter, and the lowest evaluation."""
+    """The last evaluation as `eval_*`, the steps, and what to compare it with: the mean training loss, of all steps and
+    of the last quarter, the lowest evaluated loss and the highest margin."""
     evaluations = [row for row in log if "eval_loss" in row]
     steps = max(row["step"] for row in log)
     return {
@@ -53,6 +53,7 @@ def final_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "train_loss": mean_loss(log),
         "last_train_loss": mean_loss(log, after=steps * 3 // 4),
         "lowest_eval_loss": min(row["eval_loss"] for row in evaluations),
+        "highest_eval_margin": max(row["eval_rewards/margins"] for row in evaluations),
         **_figures("eval", evaluations[-1]),
     }
 

@@ -45,7 +45,7 @@ def test_another_loss_or_margin_says_that_the_reference_is_not_the_starting_adap
 def test_the_last_evaluation_is_the_result() -> None:
     figures = final_figures(LOG)
     assert (figures["steps"], figures["eval_loss"], figures["eval_margin"]) == (8, 0.55, 0.3)
-    assert figures["lowest_eval_loss"] == 0.55
+    assert (figures["lowest_eval_loss"], figures["highest_eval_margin"]) == (0.55, 0.3)
 
 
 def test_the_training_loss_is_the_mean_over_all_steps_however_they_were_logged() -> None:

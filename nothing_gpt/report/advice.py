@@ -1,7 +1,8 @@
 """What the figures of a run suggest to do next: rules of thumb with the settings to change, not requirements.
 
 `training_checks` holds every key metric of a DPO training against the range that is healthy; what is not, says what to
-do. The thresholds are the tuning guide's.
+do. Log-probabilities, and the reward of the rejected side, only show where it comes from: what to do is said by the
+rewards and margins that follow from them. The thresholds are the tuning guide's.
 """
 
 import math
@@ -17,7 +18,8 @@ LEAST_FALL = 0.007
 """Share of the loss before training by which it must have fallen for accuracy and margin to mean anything: 0.005 of
 ln 2. Accuracy counts a difference of any size, and the first small steps already point the right way."""
 OVERFITTING = 0.1
-"""How far (share of it) the validation loss may lie over its lowest, or over the training's last, before we say so."""
+"""How far (share of it) the validation loss may lie over its lowest, or over the training's last, and the margin under
+its highest, before we say so."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,17 @@ def _training_checks(training: Mapping[str, Any], expected: float) -> Iterator[C
             "learning rate.",
         )
     if margin is not None:
+        highest = training.get("highest_eval_margin", margin)
         yield Check(
             "rewards/margins",
             f"{margin:.3f}",
             "above 0, and growing",
-            margin > 0,
-            f"The validation margin is {margin:.3f}: on average the adapter prefers the rejected completion. Look at "
-            "the report's pairs: if the judge is right, train for longer at a higher training.learning_rate.",
+            margin > 0 and margin >= highest * (1 - OVERFITTING),
+            f"The validation margin fell again, from {highest:.3f} to {margin:.3f}: the last updates undid what was "
+            "learned. Lower training.learning_rate or training.num_train_epochs."
+            if margin > 0
+            else f"The validation margin is {margin:.3f}: on average the adapter prefers the rejected completion. Look "
+            "at the report's pairs: if the judge is right, train for longer at a higher training.learning_rate.",
         )
     yield from _rewards_and_probabilities(training)
     yield from _losses(training)

@@ -30,6 +30,7 @@ def test_a_good_run_needs_no_advice() -> None:
     [
         ("training", {"eval_accuracy": 0.54}, "Lower training.beta to 0.05"),
         ("training", {"eval_margin": -0.345}, "on average the adapter prefers the rejected"),
+        ("training", {"eval_margin": 0.2, "highest_eval_margin": 0.3}, "fell again, from 0.300 to 0.200"),
         ("training", {"eval_rewards_chosen": -0.1, "eval_rewards_rejected": -0.5}, "Raise training.sft_weight"),
         ("training", {"eval_loss": 0.7, "lowest_eval_loss": 0.6}, "Lower training.num_train_epochs, or"),
         ("training", {"eval_loss": 0.5, "lowest_eval_loss": 0.5, "last_train_loss": 0.1}, "by heart"),
