@@ -167,6 +167,8 @@ def _program(given: Sequence[str]) -> None:
         work = arguments.work or Path(tempfile.mkdtemp(prefix="nothing-gpt-"))
         fulfil(arguments.store, arguments.job, work, partial(train, run=_in_this_process))
         return
+    # Of several devices the first: TRL refuses to see more.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     environment = Environment()
     settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path

@@ -1,6 +1,7 @@
 """What training refuses to start with, and what names a run. The rest is shown in `tests/chain/test_training.py`."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -181,6 +182,18 @@ def test_two_runs_never_share_a_work_folder_whatever_is_given(
     assert given[0].run != given[1].run
     assert program("--run", "its-name", "--settings", str(tmp_path / "settings.json")) == 0
     assert (given[2].run, given[2].made_of) == ("its-name", given[1].made_of)
+
+
+@pytest.mark.parametrize(("visible", "used"), [(None, "0"), ("2,3", "2"), ("", "")])
+def test_of_several_devices_it_sees_one(
+    program: Callable[..., int], monkeypatch: pytest.MonkeyPatch, visible: str | None, used: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(train, "recipe", lambda _: None)
+    assert program() == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == used
 
 
 def test_a_work_folder_that_is_given_is_never_itself_deleted(
