@@ -79,7 +79,7 @@ def test_what_is_trained_is_the_adapter_in_float32_and_nothing_else(fresh: Train
 def test_on_four_bits_the_policy_begins_as_its_reference_and_is_float32(tmp_path: Path) -> None:
     """bitsandbytes' own 4 bits, which it has on a CPU too. TRL rounds what is trained there to bfloat16."""
     import torch
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     # What bitsandbytes multiplies on a CPU has blocks of 64.
     training = tiny.training(tiny.make(tmp_path, hidden_size=64), tmp_path, quantization="nf4")
