@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.auth import exceptions
@@ -37,11 +37,9 @@ class Compute(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Compute
-
     def do_GET(self) -> None:
         found = self.path == "/projects/my-project/regions/us-central1?fields=quotas"
-        status, body = self.server.answer() if found else (404, {"error": {"code": 404, "message": self.path}})
+        status, body = cast(Compute, self.server).answer() if found else (404, {"error": {"code": 404, "message": self.path}})
         payload = b"<html>" if body is None else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(payload)))
