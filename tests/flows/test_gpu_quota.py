@@ -38,8 +38,9 @@ class Compute(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        found = self.path == "/projects/my-project/regions/us-central1?fields=quotas"
-        status, body = cast(Compute, self.server).answer() if found else (404, {"error": {"code": 404, "message": self.path}})
+        status, body = cast(Compute, self.server).answer()
+        if self.path != "/projects/my-project/regions/us-central1?fields=quotas":
+            status, body = 404, {"error": {"code": 404, "message": self.path}}
         payload = b"<html>" if body is None else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(payload)))
