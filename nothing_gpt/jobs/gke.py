@@ -59,6 +59,10 @@ class GKE:
             if not job.succeeded:
                 waiting = Waiting(self._api, job, self._settings, self._say, self._on_line, self._patience)
                 waiting.to_the_end()
+        except Refused as error:
+            if job is None:
+                raise
+            raise FatalError(f"{error}; Job {job.name} goes on, and is found again by the next run") from None
         except Exception:
             raise
         except BaseException:  # KeyboardInterrupt, or what Prefect stops a flow with
