@@ -12,8 +12,17 @@ except ModuleNotFoundError as missing:
 
 
 def image_reference(settings: Settings, name: str) -> str:
-    """The digest reference of the image NAME in `place.gke.registry` with this checkout's content. Raises as `ensure`
-    and `bucket_workshop`: what is to be built goes to Cloud Build through the bucket."""
+    """The digest reference of the image NAME in `place.gke.registry` with this checkout's content.
+
+    Raises:
+        FatalError: no registry or bucket is named; what is to be built goes to Cloud Build through the bucket. And as
+            `ensure`. TransientError as this.
+    """
     place = settings.place
+    if place.gke.registry is None:
+        raise FatalError(
+            "place.gke.registry is not set; name the Artifact Registry repository, "
+            "LOCATION-docker.pkg.dev/PROJECT/REPOSITORY"
+        )
     credentials = place_credentials(place)
     return ensure(name, place.gke.registry, bucket_workshop(place, credentials).store.uri, credentials)

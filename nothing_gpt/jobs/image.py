@@ -77,22 +77,19 @@ def image(settings: GKESettings, bucket: str, credentials: Credentials | None = 
             checkout.
         TransientError: Google Cloud cannot be reached now, or the build did not end in time.
     """
-    return settings.image or ensure("train", settings.registry, bucket, credentials, root)
+    if settings.image:
+        return settings.image
+    if not settings.registry:
+        raise FatalError("place.gke.registry is not set; name the Artifact Registry repository, or place.gke.image")
+    return ensure("train", settings.registry, bucket, credentials, root)
 
 
-def ensure(
-    name: str, registry: str | None, bucket: str, credentials: Credentials | None = None, root: Path = ROOT
-) -> str:
+def ensure(name: str, registry: str, bucket: str, credentials: Credentials | None = None, root: Path = ROOT) -> str:
     """The digest reference of the image of `deployments/docker/NAME.Dockerfile`, built if the registry has none.
 
     Raises:
         FatalError, TransientError: as `image`.
     """
-    if registry is None:
-        raise FatalError(
-            "place.gke.registry is not set; name the Artifact Registry repository, "
-            "LOCATION-docker.pkg.dev/PROJECT/REPOSITORY (to train without one, an image: place.gke.image)"
-        )
     context = build_context(name, root)
     tag = content_tag(context)
     project = registry.split("/")[1]
