@@ -57,10 +57,8 @@ SettingsFiles = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
-ImageName = Annotated[
-    Literal["train", "worker", "serve"], typer.Argument(metavar="NAME", help="train, worker or serve.")
-]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `jobs list` names it.")]
+ImageName = Annotated[Literal["train", "worker", "serve"], typer.Argument(help="A Dockerfile's name.")]
 
 
 @app.command()

@@ -47,15 +47,15 @@ def test_the_training_image_is_the_one_that_a_run_takes(google: FakeGoogle, clou
     assert len(google.submitted) == 1
 
 
-def test_what_is_not_set_is_one_line(program: Call) -> None:
-    assert program("image", "worker").error.startswith("place.bucket: not set; give gs://BUCKET/PREFIX")
-
-
-def test_without_a_registry_it_says_what_one_looks_like(google: FakeGoogle, program: Call) -> None:
-    ended = program("image", "serve", "--set", "place.bucket=gs://bucket/runs")
-    assert ended.error.startswith(
-        "place.gke.registry is not set; name the Artifact Registry repository, LOCATION-docker"
-    )
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (f"place.gke.registry={REGISTRY}", "place.bucket: not set; give gs://BUCKET/PREFIX"),
+        ("place.bucket=gs://bucket/runs", "place.gke.registry is not set; name the Artifact Registry repository, LOC"),
+    ],
+)
+def test_what_is_not_set_is_one_line(program: Call, given: str, complaint: str) -> None:
+    assert program("image", "worker", "--set", given).error.startswith(complaint)
 
 
 def test_an_image_that_there_is_not_is_named_with_those_that_there_are(program: Call) -> None:
