@@ -138,7 +138,7 @@ class GKE:
         if error.status == 404:
             return FatalError(f"no namespace {namespace} at {self._api.server}: `kubectl create namespace {namespace}`")
         if error.status == 403:
-            return FatalError(f"{error}; `nothing-gpt doctor --set place.kind=gke` says which rights are missing")
+            return FatalError(f"{error}; `nothing-gpt doctor` with these settings says which rights are missing")
         return FatalError(f"{error}; see {self._settings.manifest}")
 
     def _delete(self, job: JobState) -> None:

@@ -104,7 +104,7 @@ def test_a_lost_answer_to_the_submission_makes_no_second_job(fake: FakeApi, star
 @pytest.mark.parametrize(
     ("status", "complaint"),
     [
-        (403, "nothing-gpt doctor --set place.kind=gke"),
+        (403, "`nothing-gpt doctor` with these settings says which rights"),
         (404, "kubectl create namespace nothing-gpt"),
         (422, "train-job.yaml"),
     ],
