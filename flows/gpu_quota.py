@@ -25,7 +25,6 @@ COMPUTE = "https://compute.googleapis.com/compute/v1"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 ACCELERATOR = "cloud.google.com/gke-accelerator"
 SPOT = "cloud.google.com/gke-spot"
-TIMEOUT_S = 10.0
 
 Credentialed = Callable[[], "Credentials | None"]
 """Gets credentials; None are those that google.auth.default finds."""
@@ -73,7 +72,7 @@ def _quotas(project: str, region: str, credentials: Credentialed) -> dict[str, t
     Raises GoogleAuthError, GoogleAPICallError, RequestException, and what `credentials` raises.
     """
     session = AuthorizedSession(credentials() or google.auth.default(scopes=[SCOPE])[0])
-    response = session.get(f"{COMPUTE}/projects/{project}/regions/{region}?fields=quotas", timeout=TIMEOUT_S)
+    response = session.get(f"{COMPUTE}/projects/{project}/regions/{region}?fields=quotas")
     if not response.ok:
         raise from_http_response(response)
     return {quota["metric"]: (quota["usage"], quota["limit"]) for quota in response.json().get("quotas", ())}
