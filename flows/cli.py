@@ -11,7 +11,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -58,6 +58,7 @@ SettingsFiles = Annotated[
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `jobs list` names it.")]
+ImageName = Annotated[Literal["train", "worker", "serve"], typer.Argument(help="A Dockerfile's name.")]
 
 
 @app.command()
@@ -217,6 +218,18 @@ def pull(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrid
     from flows.transfers import pull
 
     _say_copied(pull(settings, artifact))
+
+
+@app.command()
+def image(name: ImageName, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Print an image of place.gke.registry by its digest: the one with this checkout's content, built if it is missing.
+
+    Cloud Build makes it of deployments/docker/NAME.Dockerfile and gets what goes in through the bucket (place.bucket).
+    """
+    settings = _load(settings_files, overrides)
+    from flows.images import image_reference
+
+    print(image_reference(settings, name))
 
 
 @adapters.command("list")

@@ -1,8 +1,7 @@
 """The doctor's part for the place `gke`: the cluster, what we may do there, and what the training Job refers to.
 
 It asks with the same credentials as a run, so it may not see everything that a run does not need: what it could not
-look at it says, and that is no fault. The project's own GPU quota is not read; an exhausted one shows as a Job that
-waits for a node.
+look at it says, and that is no fault.
 """
 
 import base64
@@ -14,9 +13,11 @@ from typing import Any
 import yaml
 
 from flows.findings import Finding
-from nothing_gpt.config import Settings
+from flows.gpu_quota import ACCELERATOR, gpu_quota
+from nothing_gpt.config import PlaceSettings, Settings
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.kube.api import Api, Refused
+from tasks.credentials import place_credentials
 
 TIMEOUT_S = 5.0
 PERMISSIONS = {
@@ -71,6 +72,7 @@ def examine_gke(settings: Settings) -> Iterator[Finding]:
         yield _service_account(api, wanted.service_account)
         yield from _nodes(api, wanted.node_labels)
         yield from _quotas(api)
+        yield from _project_quota(api, wanted.node_labels, settings.place)
     except (FatalError, TransientError) as error:
         yield Finding("cluster", False, f"prevents training; {error}; `kubectl cluster-info` says whether it is there")
 
@@ -179,6 +181,14 @@ def _quotas(api: Api) -> Iterator[Finding]:
             used = (status.get("used") or {}).get(f"requests.{GPU}", "0")
             remedy = f"the Job waits for a free one; `kubectl -n {api.namespace} edit resourcequota {name}`"
             yield Finding(f"resource quota {name}: {used} of {hard} GPUs used", int(used) < int(hard), remedy)
+
+
+def _project_quota(api: Api, labels: dict[str, str], place: PlaceSettings) -> Iterator[Finding]:
+    """The project's quota of the Job's GPUs; any node says which project and region that is."""
+    if ACCELERATOR in labels:
+        nodes = _listed(api, "/api/v1/nodes", limit="1") or [{}]
+        node = nodes[0].get("spec", {}).get("providerID", "")
+        yield gpu_quota(node, labels, lambda: place_credentials(place))
 
 
 def _listed(api: Api, path: str, **query: str) -> list[dict[str, Any]] | None:

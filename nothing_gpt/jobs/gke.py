@@ -59,6 +59,10 @@ class GKE:
             if not job.succeeded:
                 waiting = Waiting(self._api, job, self._settings, self._say, self._on_line, self._patience)
                 waiting.to_the_end()
+        except Refused as error:
+            if job is None:
+                raise
+            raise FatalError(f"{error}; Job {job.name} goes on, and is found again by the next run") from None
         except Exception:
             raise
         except BaseException:  # KeyboardInterrupt, or what Prefect stops a flow with
@@ -134,7 +138,7 @@ class GKE:
         if error.status == 404:
             return FatalError(f"no namespace {namespace} at {self._api.server}: `kubectl create namespace {namespace}`")
         if error.status == 403:
-            return FatalError(f"{error}; `nothing-gpt doctor --set place.kind=gke` says which rights are missing")
+            return FatalError(f"{error}; `nothing-gpt doctor` with these settings says which rights are missing")
         return FatalError(f"{error}; see {self._settings.manifest}")
 
     def _delete(self, job: JobState) -> None:

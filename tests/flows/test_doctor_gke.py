@@ -3,16 +3,17 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 import yaml
 
-from flows import doctor_gke, findings
+from flows import doctor_gke, findings, gpu_quota
 from flows.doctor_gke import GPU, IDENTITY, examine_gke
 from flows.findings import Finding
 from nothing_gpt.config import Settings
@@ -233,6 +234,30 @@ def test_a_used_up_quota_is_named(cluster_api: Contents, settings: Settings) -> 
         "resource quota gpus: 1 of 1 GPUs used: the Job waits for a free one; `kubectl -n nothing-gpt edit "
         "resourcequota gpus`"
     ]
+
+
+def test_the_projects_quota_of_the_jobs_gpus_is_looked_at_where_any_node_says_which_project_that_is(
+    cluster_api: Contents, settings: Settings, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selector = {gpu_quota.ACCELERATOR: "nvidia-l4", gpu_quota.SPOT: "true"}
+    manifest.write_text(JOB.replace("{gpu: l4}", json.dumps(selector)))
+    looked: list[tuple[str, dict[str, str]]] = []
+
+    def look(node: str, labels: dict[str, str], credentials: Callable[[], object]) -> Finding:
+        assert credentials() is None  # those of the surroundings, where the settings name no block
+        looked.append((node, labels))
+        return Finding("GPU quota", False, "raise it")
+
+    monkeypatch.setattr(doctor_gke, "gpu_quota", look)
+    nodes = "/api/v1/nodes?labelSelector=" + quote(",".join(f"{key}={value}" for key, value in selector.items()))
+    cluster_api.objects |= {
+        nodes: {"items": []},
+        "/api/v1/nodes?limit=1": {"items": [{"spec": {"providerID": "gce://project/us-central1-a/node"}}]},
+    }
+    assert missing(settings) == ["GPU quota: raise it"]
+    cluster_api.forbidden.add("/api/v1/nodes?limit=1")
+    assert missing(settings) == ["GPU quota: raise it"]
+    assert looked == [("gce://project/us-central1-a/node", selector), ("", selector)]
 
 
 def test_a_pool_without_a_node_is_no_lack_but_said(cluster_api: Contents, settings: Settings) -> None:

@@ -31,6 +31,8 @@ class FakeApi:
         breaks off; a log in its next line), `gone` (a watch that has expired) or `hang`; each happens once."""
         self.requests: list[str] = []
         self.queries: list[dict[str, str]] = []
+        self.credentials: list[str | None] = []
+        """Of each request that reads."""
         self.version = 1
         self.changed = threading.Condition()
         self.closing = False
@@ -90,6 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, query = self._asked()
+        self.fake.credentials.append(self.headers["Authorization"])
         kind, _, name = path.partition("/")
         request = "read" if name else f"{'watch' if 'watch' in query else 'list'}-{kind}"
         if name.endswith("/log"):

@@ -1,5 +1,10 @@
-"""Artifact Registry and Cloud Build, as far as images need them, in the place of the network: their answers are
-written after the documentation, not recorded, and what is built is in the registry afterwards."""
+"""Artifact Registry and Cloud Build, as far as images need them, in the place of the network; what is built is in the
+registry afterwards.
+
+Nothing here was recorded. Cloud Build's answers go through the published messages of its API, which refuse a field that
+there is not, and come as its client asks for them (enums as numbers, what is empty left out). The registry's are after
+the OCI distribution specification, with the words that Artifact Registry is known to use.
+"""
 
 import json
 from collections.abc import Callable
@@ -8,6 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
+from google.cloud.devtools.cloudbuild_v1 import Build, ListBuildsResponse
+from google.longrunning.operations_pb2 import Operation
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
 from requests.adapters import HTTPAdapter
 
 REGISTRY = "us-central1-docker.pkg.dev/proj/images"
@@ -36,27 +45,31 @@ class FakeGoogle:
                 return refusal(404, "MANIFEST_UNKNOWN", f'Failed to fetch "{tag}"')
             return reply(200, {"schemaVersion": 2}, {"Docker-Content-Digest": digest})
         assert f"{host}{path}".startswith("cloudbuild.googleapis.com/v1/projects/proj/builds")
+        assert parse_qs(url.query)["$alt"] == ["json;enum-encoding=int"]
         if request.method == "POST":
             assert isinstance(request.body, str | bytes)
             return self._submit(json.loads(request.body))
         if path.endswith("/builds"):
             (wanted,) = parse_qs(url.query)["filter"]
-            return reply(200, {"builds": [b for b in self.builds if wanted in [f'tags="{tag}"' for tag in b["tags"]]]})
+            found = [build for build in self.builds if wanted in [f'tags="{tag}"' for tag in build["tags"]]]
+            return reply(200, as_published(ListBuildsResponse.pb(ListBuildsResponse()), {"builds": found}))
         build = next(build for build in self.builds if build["id"] == path.rpartition("/")[2])
         shown = dict(build)
         self._go_on(build)
-        return reply(200, shown)
+        return reply(200, as_published(Build.pb(Build()), shown))
 
     def _submit(self, asked: dict[str, Any]) -> requests.Response:
         self.submitted.append(asked)
         number = len(self.submitted)
         link = f"https://console.cloud.google.com/cloud-build/builds/{number}?project=1"
-        self.builds.append({**asked, "id": f"build-{number}", "status": "WORKING", "logUrl": link})
+        made = {"id": f"build-{number}", "projectId": "proj", "status": "WORKING", "logUrl": link}
+        self.builds.append({**asked, **made})
         metadata = {
             "@type": "type.googleapis.com/google.devtools.cloudbuild.v1.BuildOperationMetadata",
             "build": {**self.builds[-1], "status": "QUEUED"},
         }
-        return reply(200, {"name": f"operations/build/proj/{number}", "metadata": metadata})
+        operation = {"name": f"operations/build/proj/{number}", "metadata": metadata}
+        return reply(200, as_published(Operation(), operation))
 
     def _go_on(self, build: dict[str, Any]) -> None:
         build.update(self.ending)
@@ -64,6 +77,11 @@ class FakeGoogle:
             digest = "sha256:" + build["id"].removeprefix("build-") * 64
             self.images |= dict.fromkeys(build["images"], digest)
             build["results"] = {"images": [{"name": name, "digest": digest} for name in build["images"]]}
+
+
+def as_published(message: Message, value: dict[str, Any]) -> dict[str, Any]:
+    """The value as an API with this message sends it. Raises ParseError where it could not."""
+    return MessageToDict(ParseDict(value, message), use_integers_for_enums=True)
 
 
 def reply(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> requests.Response:

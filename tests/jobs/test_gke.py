@@ -104,7 +104,7 @@ def test_a_lost_answer_to_the_submission_makes_no_second_job(fake: FakeApi, star
 @pytest.mark.parametrize(
     ("status", "complaint"),
     [
-        (403, "nothing-gpt doctor --set place.kind=gke"),
+        (403, "`nothing-gpt doctor` with these settings says which rights"),
         (404, "kubectl create namespace nothing-gpt"),
         (422, "train-job.yaml"),
     ],
@@ -241,6 +241,13 @@ def test_a_job_whose_logs_may_not_be_read_is_waited_for(fake: FakeApi, start: Ru
     assert told.said.count("logs may not be read") == 1
 
 
+def test_a_job_that_may_not_be_watched_is_left_alone(fake: FakeApi, start: Run) -> None:
+    fake.faults["list-pods"] = [403] * 10
+    with pytest.raises(FatalError, match=rf"refuses GET .*/pods: 403 .*; Job {NAME} goes on, and is found again by"):
+        start().result(timeout=60)
+    assert "delete" not in fake.requests
+
+
 # Interruption.
 
 
@@ -298,6 +305,23 @@ def test_an_outage_without_end_leaves_the_job_alone(fake: FakeApi, start: Run, t
     with pytest.raises(TransientError, match=r"has not answered for 60 minutes; Job \S+ is left alone"):
         run.result(timeout=60)
     assert "delete" not in fake.requests
+
+
+def test_a_job_that_has_ended_well_is_done_though_the_rest_of_its_log_does_not_come(
+    fake: FakeApi, start: Run, told: Told, clock: Clock
+) -> None:
+    run = start(replace(PATIENT, request=0.5))
+    trains(fake)
+    fake.write(POD, *lines("the last line that came"))
+    wait_for(lambda: told.lines or run.done(), "the log is read")
+    pods = fake.requests.count("list-pods")
+    job(fake, objects.condition("Complete"))
+    wait_for(lambda: fake.requests.count("list-pods") > pods or run.done(), "the end is seen")
+    goes_silent(fake)
+    wait_for(lambda: "does not answer" in told.said or run.done(), "the silence is said")
+    assert not run.done()
+    clock.ahead_s = 100  # longer than the rest of a log is waited for, and not as long as an outage
+    run.result(timeout=60)
 
 
 def test_each_wait_for_a_node_has_its_own_time(fake: FakeApi, start: Run, told: Told, clock: Clock) -> None:

@@ -152,9 +152,7 @@ def test_an_interrupted_run_deletes_its_job(
     os.kill(run.pid, interrupt)
     out, _ = run.communicate(timeout=60)
     assert f"Job {NAME}: deleted, as the run was interrupted" in out
-    started = time.monotonic()
     wait_for(lambda: not jobs(cluster, namespace) and not cluster.pods(namespace, NAME), "Job and pods are gone")
-    assert time.monotonic() - started < 30  # 15 seconds of grace, and a busy machine
 
 
 def test_a_missing_secret_is_named_with_the_command_that_makes_it(
@@ -186,43 +184,34 @@ def silence_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("secrets", "silence_noticed_soon")
-def test_an_api_server_that_hangs_in_mid_run_neither_ends_nor_doubles_the_job(
+def test_an_api_server_that_hangs_for_a_minute_neither_ends_nor_doubles_the_job_of_two_flows(
     cluster: Cluster, namespace: str, write_manifest: Write, told: Told, tmp_path: Path
 ) -> None:
-    script = STEPS.format(state=tmp_path / "steps", steps=80)
-    gke = told.gke(GKESettings(namespace=namespace, manifest=write_manifest(script), scheduling_minutes=0.1))
+    go = tmp_path / "go"
+    steps = f"while [ ! -e {go} ]; do step=$((step+1)); echo step $step; sleep 0.2; done; echo trained"
+    settings = GKESettings(namespace=namespace, manifest=write_manifest(steps), scheduling_minutes=0.1)
+    hasty = Told()
     with ThreadPoolExecutor() as pool:
-        run = pool.submit(gke.run, FINGERPRINT, STORE, IMAGE)
+        run = pool.submit(told.gke(settings).run, FINGERPRINT, STORE, IMAGE)
         wait_for(lambda: len(told.lines) > 5 or run.done(), "the training has begun")
+        second = pool.submit(hasty.gke(settings, replace(HASTY, outage=4)).run, FINGERPRINT, STORE, IMAGE)
+        wait_for(lambda: len(hasty.lines) > 5 or second.done(), "the second flow has found it")
         cluster.pause()
         try:
-            wait_for(lambda: "does not answer" in told.said or run.done(), "the silence is noticed")
-            time.sleep(8)  # longer than the longest wait for a node
-        finally:
-            cluster.resume()
-        run.result(timeout=120)
-    assert "the cluster answers again" in told.said
-    assert told.lines == [*(f"step {step}" for step in range(1, 81)), "trained"]
-    assert len(cluster.pods(namespace, NAME)) == 1
-
-
-@pytest.mark.usefixtures("secrets", "silence_noticed_soon")
-def test_a_cluster_that_stays_away_is_left_with_its_job(
-    cluster: Cluster, namespace: str, write_manifest: Write, told: Told
-) -> None:
-    gke = told.gke(
-        GKESettings(namespace=namespace, manifest=write_manifest("echo begun; sleep 300")), replace(HASTY, outage=4)
-    )
-    with ThreadPoolExecutor() as pool:
-        run = pool.submit(gke.run, FINGERPRINT, STORE, IMAGE)
-        wait_for(lambda: "begun" in told.lines or run.done(), "the training has begun")
-        cluster.pause()
-        try:
+            time.sleep(60)  # much longer than the longest wait for a node
+            assert "does not answer" in told.said
+            assert not run.done()
             with pytest.raises(TransientError, match=r"has not answered for .* is left alone"):
-                run.result(timeout=100)
+                second.result(timeout=60)
         finally:
             cluster.resume()
+        go.touch()
+        run.result(timeout=120)
+    assert f"Job {NAME}: found" in hasty.said
+    assert "the cluster answers again" in told.said
+    assert told.lines == [*(f"step {number}" for number in range(1, len(told.lines))), "trained"]
     assert len(jobs(cluster, namespace)) == 1
+    assert len(cluster.pods(namespace, NAME)) == 1
 
 
 @pytest.mark.usefixtures("secrets")

@@ -1,5 +1,6 @@
 """The files below k8s/: as the schemas of a current Kubernetes have them, and in agreement with each other."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -41,26 +42,31 @@ def test_the_kustomization_has_all_that_lasts_and_no_job() -> None:
     assert not of_kind("Job")
 
 
-def built(command: str) -> list[Manifest]:
-    """What a shell command prints, where kubectl is at hand."""
+def built(command: str, **variables: str) -> list[Manifest]:
+    """What a shell command prints with these variables, where kubectl is at hand."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=FOLDER.parent, capture_output=True, text=True)
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=FOLDER.parent, env={**os.environ, **variables}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
 
 def test_the_command_in_the_kustomization_fills_in_all_that_is_to_be_filled_in() -> None:
-    """Run as it stands there, but for its last word: what comes out has no word in capitals left."""
+    """Run as it stands there, but for the images' building and its last word: what comes out has no word in capitals
+    left, and images by their digests."""
     said = "\n".join(line.removeprefix("#") for line in (FOLDER / "kustomization.yaml").read_text().splitlines())
     command = said[said.index("kubectl kustomize") : said.index("| kubectl apply")]
-    before, after = built("kubectl kustomize k8s"), built(command)
+    place = "us-central1-docker.pkg.dev/my-project/nothing-gpt"
+    digests = {name: f"{place}/{name}@sha256:{number * 64}" for name, number in (("worker", "1"), ("serve", "2"))}
+    assert all(f"{name}=$(nothing-gpt image {name} --settings deployments/gke.yaml)" in said for name in digests)
+    before, after = built("kubectl kustomize k8s"), built(command, **digests)
     assert len(before) == len(lasting())
     placeholders = r"LOCATION|PROJECT|REPOSITORY|BUCKET|PREFIX|HUB_NAME|COMMIT"
     assert re.search(placeholders, yaml.safe_dump_all(before))
     assert not re.search(placeholders, yaml.safe_dump_all(after))
-    images = [c["image"] for m in after if m["kind"] == "Deployment" for c in containers(m["spec"]["template"])]
-    assert all(re.fullmatch(r"[a-z0-9./:-]+", image) for image in images), images
+    images = {c["image"] for m in after if m["kind"] == "Deployment" for c in containers(m["spec"]["template"])}
+    assert images == {*digests.values(), "caddy:2.11-alpine"}
 
 
 def test_all_of_it_is_in_one_namespace() -> None:

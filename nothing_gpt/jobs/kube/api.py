@@ -16,6 +16,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
+from yaml import YAMLError
 
 from nothing_gpt.errors import FatalError, TransientError
 
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 
 EXPIRED = 401
 """Status while credentials are renewed. Those that stay bad end a wait as an outage does."""
+FORBIDDEN = 403
 
 
 class Refused(FatalError):
@@ -118,10 +120,20 @@ class Api:
             raise self._away(error) from None
         if response.status == 429 or response.status >= 500:
             raise TransientError(f"the cluster at {self.server} answers {response.status}: {reason}")
-        todo = "; renew your credentials (`gcloud auth login`)" if response.status == EXPIRED else ""
+        todo = self._todo(response.status)
         raise Refused(
             f"the cluster at {self.server} refuses {method} {path}: {response.status} {reason}{todo}", response.status
         )
+
+    def _todo(self, status: int) -> str:
+        settings = self._client.configuration
+        if status in (EXPIRED, FORBIDDEN) and not (settings.api_key or settings.cert_file or settings.username):
+            # What fails to run, or prints none, is only logged by the client.
+            return (
+                "; no credentials came from the kubeconfig, see that the program it names for them works "
+                "(GKE's: `gcloud components install gke-gcloud-auth-plugin`)"
+            )
+        return "; renew your credentials (`gcloud auth login`)" if status == EXPIRED else ""
 
     def _away(self, error: Exception) -> TransientError:
         cause = getattr(error, "reason", None) or error  # urllib3 wraps what happened
@@ -153,7 +165,7 @@ def _connect(context: str | None) -> client.ApiClient:
     try:
         # KUBECONFIG as it is now; the client looks at it once, when it is imported.
         config.load_kube_config(os.environ.get("KUBECONFIG"), context, settings, persist_config=False)
-    except (ConfigException, OSError) as error:
+    except (ConfigException, OSError, YAMLError, TypeError, AttributeError, KeyError) as error:  # no kubeconfig at all
         try:
             if context:
                 raise

@@ -74,11 +74,11 @@ class Waiting:
                 event = events.next(min(1.0, self._patience.look))
                 if event is not None:  # time limits hold once all that has come is known
                     self._take(event, events)
-                elif self._silent_since is not None:
-                    self._bear_silence()
                 elif self._ended_at is not None:
                     if not self._log_open or time.monotonic() - self._ended_at > self._patience.log:
                         return self._close()
+                elif self._silent_since is not None:
+                    self._bear_silence()
                 elif not any(pod.started and not pod.ended for pod in self._pods):
                     self._look_why()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nothing_gpt.errors import TransientError
-from nothing_gpt.jobs.kube.api import EXPIRED, Api, Refused
+from nothing_gpt.jobs.kube.api import EXPIRED, FORBIDDEN, Api, Refused
 from nothing_gpt.jobs.kube.objects import CONTAINER, JobState, PodState
 
 WATCH_S = 30
@@ -29,7 +29,6 @@ LOST_LOG_TRIES = 5
 
 GONE = 410
 """Status of a watch that goes too far back."""
-FORBIDDEN = 403
 
 
 @dataclass(frozen=True)
