@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.sorting import FlowRunSort
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
@@ -30,7 +29,6 @@ from tests.fake_gcs import FakeGCS
 from tests.fake_vllm import save_adapter, save_base
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import START, Engines, Trainer, engines
-from tests.kube import wait_for
 
 pytestmark = [pytest.mark.prefect, pytest.mark.gcs, pytest.mark.timeout(180)]
 pytest.importorskip("torch")
@@ -108,13 +106,6 @@ def files(store: Store, artifact: str, *names: str) -> dict[str, bytes | None]:
     return {name: store.read(f"{artifact}/{name}") for name in names}
 
 
-def logged() -> list[str]:
-    """Lines of the last run's log in Prefect."""
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        return [log.message for log in client.read_logs(LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}}))]
-
-
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -125,7 +116,6 @@ def test_a_run_trains_by_a_job_and_keeps_everything_in_the_bucket(
     assert ended.code == 0, ended.err
     assert "Promoted: the new adapter is served as seinfeld" in ended.out
     assert "train: a line of the pod's log" in ended.err
-    wait_for(lambda: "train: a line of the pod's log" in logged(), "the line is in the run's log in Prefect too")
     (version,) = read_registry(store).versions
     assert cluster.jobs == [(version.fingerprint, BUCKET, IMAGE)]
     assert version.place == "gke"
