@@ -1,9 +1,22 @@
-"""The flow as a test's deployment finds it: it trains nothing."""
+"""The flow as a test's deployment finds it: it trains nothing, and a Job is done here, at once."""
+
+from functools import partial
+from pathlib import Path
 
 from flows.dpo import dpo_pipeline
-from tasks.place import Place
+from nothing_gpt.dpo.order import fulfil
+from nothing_gpt.dpo.train import train
+from tasks.place import GKEPlace, Place
 from tests.flows.fakes import Trainer
 
 __all__ = ["dpo_pipeline"]
 
+
+def do_job(place: GKEPlace, fingerprint: str) -> None:
+    """What the Job's pod does, with a disk of its own."""
+    work = Path(place.settings.place.data) / "pod"
+    fulfil(place.workshop.store.uri, fingerprint, work, partial(train, run=Place.run))
+
+
 Place.run = staticmethod(Trainer())
+GKEPlace.run_job = do_job

@@ -3,6 +3,7 @@ Storage and a cluster whose Jobs are calls. The real cluster is in `tests/jobs`.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from nothing_gpt.checkpoints import COMPLETE
 from nothing_gpt.config import GKESettings, PlaceSettings
 from nothing_gpt.dpo.order import fulfil
 from nothing_gpt.dpo.train import train as library
-from nothing_gpt.errors import TransientError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store, open_store
 from tasks.results import kept
@@ -46,7 +47,8 @@ class Cluster:
     jobs: list[tuple[str, str, str]] = field(default_factory=list)
     does: Callable[[str, str], Any] | None = None
     registry: set[str] = field(default_factory=set)
-    """Images that are there; one that is not is built."""
+    """Images that are there; one that is not is built, or the build is `refused`."""
+    refused: Exception | None = None
 
     def __call__(self, settings: Any, on_line: Callable[[str], None]) -> "Cluster":
         self.on_line = on_line
@@ -65,6 +67,8 @@ class Cluster:
         return settings.image or next(iter(self.registry), None)
 
     def image(self, settings: GKESettings, store: str, credentials: None) -> str:
+        if self.refused:
+            raise self.refused
         self.registry.add(IMAGE)
         return IMAGE
 
@@ -225,6 +229,57 @@ def test_the_commands_after_a_run_work_from_another_machine(
     assert "seinfeld is the starting adapter again" in here("adapters", "rollback").err
     assert place.vllm.answers_like("seinfeld", place.start)
     assert contents(store, "adapters/nothing-gpt") == {}
+
+
+def statuses(ended: Ended) -> dict[str, str]:
+    """Of each stage in what `report --json` prints."""
+    return {name: stage["status"] for name, stage in json.loads(ended.out)["stages"].items()}
+
+
+def test_a_machine_without_prompts_and_adapter_goes_on_with_what_was_pushed(
+    command: Command, cluster: Cluster, place: Engines, store: Store, tmp_path: Path
+) -> None:
+    """As a worker in the cluster, in whose settings stand the keys that `push` prints."""
+    assert command("run", "--until", "generate_pairs").code == 0
+    prompts, adapter = (command("push", str(path)).err.split()[0] for path in (place.prompts, place.start))
+    asked = place.calls
+    place.prompts.unlink()
+    shutil.rmtree(place.start)
+    there = partial(
+        command,
+        place__data=tmp_path / "worker",
+        place__sft_adapter=adapter,
+        prompts__paths=json.dumps([prompts]),
+    )
+    assert there("run", "--until", "generate_pairs").code == 0
+    assert set(statuses(there("report", "--json")).values()) == {"cached"}
+    assert place.calls == asked
+    assert prompts not in there("prune", "--yes").out
+    dry = dict(line.split()[:2] for line in there("run", "--dry-run", prompts__seed=7).out.splitlines()[1:-1])
+    assert (dry["sft"], dry["prompts"], dry["generate_pairs"]) == ("cached", "to", "to")
+    ended = there("run")
+    assert ended.code == 0, ended.err
+    assert [version.fingerprint for version in read_registry(store).versions] == [cluster.jobs[0][0]]
+
+
+def test_the_image_is_had_before_anything_is_paid_for_or_uploaded(
+    command: Command, cluster: Cluster, place: Engines, store: Store
+) -> None:
+    registry = {"place__gke__image": "null", "place__gke__registry": "us-docker.pkg.dev/project/repository"}
+    ours = partial(command, **registry)
+    cluster.refused = FatalError("its build ended as FAILURE")
+    assert ours("run").err.splitlines()[-1] == "error: its build ended as FAILURE"
+    assert place.calls == 0
+    assert not [*store.list("jobs"), *store.list("bases")]
+    cluster.refused = None
+    dry = dict(line.split()[:2] for line in ours("run", "--dry-run").out.splitlines()[1:-1])
+    assert (dry["sft"], dry["image"], dry["generate_pairs"]) == ("cached", "to", "to")
+    assert cluster.registry == set()
+    assert ours("run", "--until", "train").code == 0
+    assert cluster.jobs[0][2] == IMAGE
+    assert statuses(ours("report", "--json"))["image"] == "ran"
+    assert ours("run", "--until", "train").code == 0
+    assert set(statuses(ours("report", "--json")).values()) == {"cached"}
 
 
 def test_prune_deletes_from_the_bucket_what_nothing_needs_and_fetches_nothing_for_it(
