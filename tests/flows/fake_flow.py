@@ -1,5 +1,8 @@
-"""The flow as a test's deployment finds it: it trains nothing, and a Job is done here, at once."""
+"""The flow as a test's deployment finds it: it trains nothing, and a Job is done here, at once. Of what training needs
+nothing can be imported, as in the worker's image.
+"""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +15,14 @@ from tests.flows.fakes import Trainer
 __all__ = ["dpo_pipeline"]
 
 
-def do_job(place: GKEPlace, fingerprint: str) -> None:
+def do_job(self: GKEPlace, fingerprint: str) -> None:
     """What the Job's pod does, with a disk of its own."""
-    work = Path(place.settings.place.data) / "pod"
-    fulfil(place.workshop.store.uri, fingerprint, work, partial(train, run=Place.run))
+    work = Path(self.settings.place.data) / "pod"
+    fulfil(self.workshop.store.uri, fingerprint, work, partial(train, run=Place.run))
 
 
+for package in ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "bitsandbytes"):
+    assert package not in sys.modules, package
+    sys.modules[package] = None  # type: ignore[assignment]
 Place.run = staticmethod(Trainer())
 GKEPlace.run_job = do_job

@@ -5,6 +5,7 @@ Storage and a cluster whose Jobs are calls. The real cluster is in `tests/jobs`.
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.sorting import FlowRunSort
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
@@ -115,6 +117,17 @@ def contents(store: Store, folder: str) -> dict[str, bytes | None]:
     return {key.removeprefix(f"{folder}/"): store.read(key) for key in store.list(folder)}
 
 
+def logged(line: str) -> list[str]:
+    """Prefect's log of the latest run, once it holds the line: Prefect writes it a moment later."""
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        logs = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
+        while line not in (seen := [log.message for log in client.read_logs(logs)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return seen
+
+
 def files(store: Store, artifact: str, *names: str) -> dict[str, bytes | None]:
     return {name: store.read(f"{artifact}/{name}") for name in names}
 
@@ -129,6 +142,7 @@ def test_a_run_trains_by_a_job_and_keeps_everything_in_the_bucket(
     assert ended.code == 0, ended.err
     assert "Promoted: the new adapter is served as seinfeld" in ended.out
     assert "train: a line of the pod's log" in ended.err
+    assert "train: a line of the pod's log" in logged("train: a line of the pod's log")
     (version,) = read_registry(store).versions
     assert cluster.jobs == [(version.fingerprint, BUCKET, IMAGE)]
     assert version.place == "gke"
