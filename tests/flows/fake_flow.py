@@ -22,7 +22,7 @@ def do_job(self: GKEPlace, fingerprint: str) -> None:
 
 
 for package in ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "bitsandbytes"):
-    assert package not in sys.modules, package
+    assert sys.modules.get(package) is None, package
     sys.modules[package] = None  # type: ignore[assignment]
 Place.run = staticmethod(Trainer())
 GKEPlace.run_job = do_job
