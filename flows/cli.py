@@ -23,6 +23,7 @@ from nothing_gpt.adapters import check_output, publish
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import PlaceSettings, Settings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
+from nothing_gpt.given import is_here
 from nothing_gpt.loading import load_settings
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
@@ -57,6 +58,9 @@ SettingsFiles = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
+Given = Annotated[
+    str, typer.Argument(metavar="WHAT", help="STAGE/FINGERPRINT, a file of prompts, or an adapter's folder.")
+]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `jobs list` names it.")]
 ImageName = Annotated[Literal["train", "worker", "serve"], typer.Argument(help="A Dockerfile's name.")]
 
@@ -75,7 +79,9 @@ def run(
     settings.check_chain()
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
-    read_prompts(*map(Path, settings.prompts.paths))  # so that a mistake in one shows before anything is started
+    read_prompts(
+        *map(Path, filter(is_here, settings.prompts.paths))
+    )  # so that a mistake in one shows before anything is started
     if dry_run:
         _show_plan(settings, until)
         return
@@ -84,10 +90,9 @@ def run(
     earlier = last_run(store)
     with prefect_server(settings):
         from flows.dpo import dpo_pipeline
-        from tasks.results import kept
 
         try:
-            dpo_pipeline.with_options(**kept(settings.place))(**groups, until=until)
+            dpo_pipeline(**groups, until=until)
         finally:
             if last_run(store) != earlier:
                 _show_last_run(settings, store)
@@ -203,12 +208,13 @@ def prune(
 
 
 @app.command()
-def push(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
-    """Copy a finished artifact from the data folder (place.data) into the bucket (place.bucket), verified."""
+def push(what: Given, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
+    """Copy into the bucket (place.bucket), verified: a finished artifact of the data folder (place.data), or your own
+    prompts or adapter. The key that it prints is then one of prompts.paths, or place.sft_adapter, on any machine."""
     settings = _load(settings_files, overrides)
     from flows.transfers import push
 
-    _say_copied(push(settings, artifact))
+    _say_copied(push(settings, what))
 
 
 @app.command()

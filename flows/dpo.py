@@ -5,14 +5,13 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.record import RunRecord, StageName
+from flows.record import ONLY_IN, RunRecord, StageName
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
     GateSettings,
@@ -31,11 +30,13 @@ from nothing_gpt.serve.registry import Version
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.generate_pairs import generate_pairs
+from tasks.image import image
 from tasks.judge import judge
 from tasks.pairs import pairs
-from tasks.place import EmbeddedPlace, LocalPlace, Models, open_place
+from tasks.place import EmbeddedPlace, GKEPlace, LocalPlace, Models, open_place
 from tasks.promote import promote
 from tasks.prompts import prompts
+from tasks.results import kept
 from tasks.secrets import secrets_from_blocks
 from tasks.shown import show_run
 from tasks.start import adopt_adapter, base, scripts, sft
@@ -47,16 +48,18 @@ Step = Callable[..., Any]
 
 def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
     """What follows what. A decision that does not pass must end it in `step`."""
-    files = [Path(path) for path in place.settings.prompts.paths]
+    paths = place.settings.prompts.paths
     if isinstance(place, EmbeddedPlace):
         sample = step(scripts, place)
-        asked = step(prompts, place, files or [place.workshop.file(sample, "prompts.jsonl")])
+        asked = step(prompts, place, paths or [sample.key])
         tiny = step(base, place, sample)
         tiny_base = Base(str(place.workshop.folder(tiny)), tiny.digest)
         models = Models(tiny_base, place.start(step(sft, place, sample, tiny)))
     else:
         models = Models(place.base(), place.start(step(adopt_adapter, place)))
-        asked = step(prompts, place, files)
+        asked = step(prompts, place, paths)
+        if isinstance(place, GKEPlace):
+            step(image, place)
     completions = step(generate_pairs, place, models, asked)
     judged = step(judge, place, completions)
     preferences = step(pairs, place, completions, judged)
@@ -100,8 +103,8 @@ def dpo_pipeline(
             that asks somebody asks for all its replies anew, and they are paid for again; the former ones are kept. A
             retry of the run goes on with the new ones. gate and promote always run.
     """
-    if place.kind != "embedded" and until in ("scripts", "base"):
-        raise FatalError(f"--until {until}: only the embedded place has this stage")
+    if ONLY_IN.get(until, place.kind) != place.kind:
+        raise FatalError(f"--until {until}: only the place {ONLY_IN[until]} has this stage")
     groups = Settings.model_construct(
         prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place
     )
@@ -122,10 +125,10 @@ def dpo_pipeline(
                 raise _Reached
             return result
 
-        def publish() -> Any:
+        def publish() -> dict[str, Any]:
             summary = record.finish()
             show_run(summary, record.plots)
-            return Completed(message=decision(summary).headline, data=summary)
+            return summary
 
         try:
             chain(engines, step)
@@ -135,7 +138,9 @@ def dpo_pipeline(
             with suppress(Exception):  # why the run failed matters more than that its report did
                 publish()
             raise
-        return publish()
+        summary = publish()
+        state: Any = Completed(message=decision(summary).headline, data=kept(settings.place, summary))
+        return state
 
 
 class _Reached(Exception):

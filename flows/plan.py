@@ -6,16 +6,15 @@ estimated from the rows known by then.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.dpo import chain
-from flows.record import STAGES
+from flows.record import ONLY_IN, STAGES
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.embedded.judge import MODEL
 from nothing_gpt.records import read_prompts
-from tasks.place import open_place
+from tasks.place import GKEPlace, Place, open_place
 
 TO_DO = "to do"
 PROMPT_TOKENS = 600
@@ -65,6 +64,9 @@ def plan(settings: Settings, until: str) -> list[Planned]:
             nonlocal prompts
             if task.name in ("gate", "promote"):
                 raise _ToDo
+            if isinstance(place, GKEPlace) and task.name == "image":  # which the task would build
+                found["image"] = Planned("image", "cached" if place.image_there() else TO_DO)
+                return None
             state: Any = task.fn(*inputs)
             artifact: Artifact = state.data
             if task.name == "prompts":
@@ -77,10 +79,11 @@ def plan(settings: Settings, until: str) -> list[Planned]:
             chain(place, step)
         except _ToDo:
             pass
-    counts = _counts(settings, workshop, prompts)
+        counts = _counts(place, prompts)
     wanted = STAGES[: STAGES.index(until) + 1]
-    skipped = () if settings.place.kind == "embedded" else ("scripts", "base")
-    return [found.get(name) or _expected(name, settings, counts) for name in wanted if name not in skipped]
+    kind = settings.place.kind
+    wanted = [name for name in wanted if ONLY_IN.get(name, kind) == kind]
+    return [found.get(name) or _expected(name, settings, counts) for name in wanted]
 
 
 def _expected(stage: str, settings: Settings, counts: dict[str, int]) -> Planned:
@@ -117,12 +120,12 @@ def _judging_usd(settings: Settings, calls: int, completions: int) -> float | No
     return calls * (asked * price.input + VERDICT_TOKENS * price.output) / 1e6
 
 
-def _counts(settings: Settings, workshop: Workshop, prompts: Artifact | None) -> dict[str, int]:
+def _counts(place: Place, prompts: Artifact | None) -> dict[str, int]:
     """How many prompts make pairs and how many are held out."""
     if prompts:
-        return workshop.counts(prompts)
-    group = settings.prompts
-    total = len(read_prompts(*map(Path, group.paths))[0])
+        return place.workshop.counts(prompts)
+    group = place.settings.prompts
+    total = len(read_prompts(*place.prompts_files(group.paths))[0])
     total = min(group.sample or total, total)
     held_out = round(total * group.test_share)
     return {

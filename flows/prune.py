@@ -19,6 +19,7 @@ from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
 from nothing_gpt.dpo.order import BASES, JOBS, base_folder
 from nothing_gpt.dpo.order import STAGE as TRAIN
 from nothing_gpt.errors import FatalError
+from nothing_gpt.given import PROMPTS as GIVEN
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store
 
@@ -37,7 +38,8 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     _refuse_beside_a_run(workshop.store)
     kept = _referenced(workshop)
     made = [key.removesuffix(f"/{MANIFEST}") for key in workshop.store.list() if key.endswith(f"/{MANIFEST}")]
-    folders = [key for key in made if key not in kept]
+    # Prompts that somebody pushed are named in settings, which are not ours to look through.
+    folders = [key for key in made if key not in kept and not key.startswith(f"{GIVEN.name}/")]
     if not any(manifest.failed for key in kept if (manifest := workshop.manifest(key))):
         folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
     folders += _folders(workshop.store, CHECKPOINTS)

@@ -23,9 +23,22 @@ from nothing_gpt.store import Store
 
 FOLDER = "runs"
 StageName = Literal[
-    "scripts", "prompts", "base", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate", "gate", "promote"
+    "scripts",
+    "prompts",
+    "base",
+    "sft",
+    "image",
+    "generate_pairs",
+    "judge",
+    "pairs",
+    "train",
+    "evaluate",
+    "gate",
+    "promote",
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+ONLY_IN = {"scripts": "embedded", "base": "embedded", "image": "gke"}
+"""Stages that one kind of place has and no other."""
 
 
 class RunRecord:

@@ -16,7 +16,8 @@ from nothing_gpt.config import PlaceSettings, Settings, TrainingSettings
 from nothing_gpt.dpo.train import refuse_version
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.results import training_metrics
-from tasks.place import Models, Place, make_place
+from tasks.image import image
+from tasks.place import GKEPlace, Models, Place, make_place
 from tasks.train import train
 
 GIVEN_PAIRS = Stage("given-pairs", 1)
@@ -40,6 +41,8 @@ def training_pipeline(
         read_pairs(data / name)
     base = known_base(place.base_model or validate_adapter(adapter).base, place.base_revision)
     with make_place(Settings(training=training, place=place)) as engines:
+        if isinstance(engines, GKEPlace):
+            image(engines)
         start = engines.workshop.adopt(GIVEN_ADAPTER, {name: adapter / name for name in (CONFIG, WEIGHTS)})
         trained: Artifact = train(
             engines, Models(base, start), _adopted_pairs(engines, data), return_state=True

@@ -4,17 +4,22 @@ A place that keeps its results in the bucket has in the data folder only what an
 pulled: a chain that began on one machine goes on in the bucket, and the other way round.
 """
 
-from nothing_gpt.artifacts import Artifact
+from pathlib import Path
+
+from nothing_gpt.artifacts import KEY, Artifact
 from nothing_gpt.config import Settings
+from nothing_gpt.given import give
 from nothing_gpt.transfer import copy
 from nothing_gpt.workshops import bucket_workshop, folder_workshop
 from tasks.credentials import place_credentials
 
 
-def push(settings: Settings, key: str) -> Artifact:
-    """The artifact in the bucket; `copy` says when it is, and what is raised."""
+def push(settings: Settings, what: str) -> Artifact:
+    """The artifact with this key, or one made of this file of prompts or folder of an adapter, in the bucket. Raises as
+    `copy` and `give`."""
     place = settings.place
-    return copy(key, folder_workshop(place), bucket_workshop(place, place_credentials(place)))
+    bucket = bucket_workshop(place, place_credentials(place))
+    return copy(what, folder_workshop(place), bucket) if KEY.fullmatch(what) else give(bucket, Path(what))
 
 
 def pull(settings: Settings, key: str) -> Artifact:

@@ -1,17 +1,20 @@
 """An adapter's files: their digest, what makes them servable, how far one adapter is from another, where one may stand.
 
-Torch is imported where tensors are read, so that a flow that only passes adapters on does not pay for it.
+Tensors are read without torch, which the machine of a flow that trains elsewhere does not have.
 """
 
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import digest, file_digest
@@ -24,6 +27,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 METRICS = "metrics.json"
 """Beside an adapter that was trained here: what training measured."""
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Types of an adapter's numbers, and how NumPy reads each."""
 LEFT_BY_TRAINING = {CONFIG, WEIGHTS, METRICS, "steps.jsonl", "tracking", "manifest.json"}
 """What a folder holds that training published, on its own or as an artifact."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
@@ -120,7 +125,7 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
     tensors = _tensors(folder)
     ranks: set[int] = set()
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not np.isfinite(tensor).all():
             raise FatalError(f"{folder / WEIGHTS}: {name} holds NaN or infinity; this adapter must not be served")
         side = next((side for side in ("lora_A", "lora_B") if f".{side}." in name), None)
         if side is None or tensor.ndim != 2:
@@ -147,7 +152,7 @@ def validate_adapter(folder: Path, base: Path | None = None) -> Adapter:
                 )
     if max(ranks) > SERVED_RANKS[-1]:
         raise FatalError(f"{folder / WEIGHTS}: rank {max(ranks)}; vLLM serves ranks up to {SERVED_RANKS[-1]}")
-    return Adapter(max(ranks), str(config.get("base_model_name_or_path")), sum(t.numel() for t in tensors.values()))
+    return Adapter(max(ranks), str(config.get("base_model_name_or_path")), sum(t.size for t in tensors.values()))
 
 
 def changed_share(before: Path, after: Path) -> float:
@@ -159,8 +164,8 @@ def changed_share(before: Path, after: Path) -> float:
     old, new = _tensors(before), _tensors(after)
     if {name: t.shape for name, t in old.items()} != {name: t.shape for name, t in new.items()}:
         raise FatalError(f"{after}: its tensors are not those of {before}; they cannot be compared")
-    changed = sum(int((old[name] != new[name].to(old[name].dtype)).sum()) for name in old)
-    return changed / sum(tensor.numel() for tensor in old.values())
+    changed = sum(int((old[name] != new[name].astype(old[name].dtype)).sum()) for name in old)
+    return changed / sum(tensor.size for tensor in old.values())
 
 
 def check_output(output: Path, *inputs: Path, name: str = "ADAPTER_PATH") -> Path:
@@ -216,28 +221,31 @@ def _own(patterns: dict[str, int], module: str) -> int | None:
     return next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module)), None)
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def _tensors(folder: Path) -> dict[str, "np.ndarray[Any, Any]"]:
     path = _file(folder, WEIGHTS)
     try:
-        tensors = load_file(path)
+        tensors = {name: _array(tensor) for name, tensor in sorted(deserialize(path.read_bytes()))}
     except (SafetensorError, OSError) as error:
         raise FatalError(f"{path}: cannot be read ({error}); the file is cut or damaged, make it again") from None
+    except KeyError as error:
+        raise FatalError(f"{path}: holds numbers of type {error}; give one of {', '.join(TYPES)}") from None
     if not tensors:
         raise FatalError(f"{path}: holds no tensors; make the adapter again")
     return tensors
 
 
+def _array(tensor: Mapping[str, Any]) -> "np.ndarray[Any, Any]":
+    """A tensor of a safetensors file. NumPy has no bfloat16: it is the upper half of a float32, and becomes one."""
+    values = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return (values.astype("<u4") << 16).view("<f4") if tensor["dtype"] == "BF16" else values
+
+
 def _base_shapes(base: Path) -> dict[str, list[int]] | None:
     """Shapes of the base's weights, read from the files' headers; None where the base has no local safetensors."""
-    from safetensors import SafetensorError, safe_open
-
     shapes: dict[str, list[int]] = {}
     for path in sorted(base.glob("*.safetensors")):
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="np") as file:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise FatalError(

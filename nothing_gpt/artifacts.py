@@ -4,6 +4,7 @@
 version, settings and inputs is whole, and otherwise builds it, under a lease so that of two runs only one works.
 """
 
+import re
 import shutil
 import socket
 import threading
@@ -23,6 +24,8 @@ from nothing_gpt.records import digest, file_digest
 from nothing_gpt.store import Store, reporting_disk
 
 MANIFEST = "manifest.json"
+KEY = re.compile(r"[\w-]+/[0-9a-f]{16}")
+"""An artifact's key in a store, STAGE/FINGERPRINT."""
 LEASE_SECONDS = 60.0
 CLOCK_SECONDS = 5.0
 """A process's start time is told from the system's clock, and moves by as much when that is set."""

@@ -90,7 +90,7 @@ def open_store(uri: str, credentials: "Credentials | None" = None, cache: Path |
         FatalError: an address of an unknown kind, a place that cannot be used, or a store of a newer version.
         TransientError: a bucket that cannot be reached now.
     """
-    store = _open_bucket(uri, credentials, cache) if "://" in uri else FolderStore(Path(uri))
+    store = open_bucket(uri, credentials, cache) if "://" in uri else FolderStore(Path(uri))
     written = store.read(_FORMAT_KEY)
     if written is None:
         store.write(_FORMAT_KEY, str(FORMAT).encode())
@@ -104,7 +104,8 @@ def open_store(uri: str, credentials: "Credentials | None" = None, cache: Path |
     return store
 
 
-def _open_bucket(uri: str, credentials: "Credentials | None", cache: Path | None) -> Store:
+def open_bucket(uri: str, credentials: "Credentials | None", cache: Path | None) -> Store:
+    """A folder of a bucket, also one that is no store of ours. Raises FatalError as `open_store`."""
     if not uri.startswith("gs://"):
         raise FatalError(f"{uri}: no such kind of store; give a folder's path or gs://BUCKET/PREFIX")
     try:

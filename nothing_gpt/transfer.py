@@ -1,9 +1,8 @@
 """A finished artifact copied from one store to another, verified at both ends. What it was made from is not copied."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 
-from nothing_gpt.artifacts import MANIFEST, Artifact, Workshop, lease
+from nothing_gpt.artifacts import KEY, MANIFEST, Artifact, Workshop, lease
 from nothing_gpt.errors import FatalError
 
 FILES_AT_ONCE = 8
@@ -20,7 +19,7 @@ def copy(key: str, source: Workshop, target: Workshop) -> Artifact:
         FatalError: no artifact's key; the source has no whole one; the target has one of its own.
         TransientError: a store cannot be reached.
     """
-    if not re.fullmatch(r"[\w-]+/[0-9a-f]{16}", key):
+    if not KEY.fullmatch(key):
         raise FatalError(f"{key}: no artifact's key; give STAGE/FINGERPRINT, as `nothing-gpt report --json` shows them")
     stage, fingerprint = key.split("/")
     manifest = source.manifest(key)

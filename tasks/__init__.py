@@ -60,7 +60,7 @@ def stage(
                     result = function(*arguments)
                 show_result(arguments[0].workshop, name, result)
             if isinstance(result, Artifact) and result.reused:
-                return Completed(name="Cached", message="It was in the store.", data=result)
+                return Completed(name="Cached", message="It was there already.", data=result)
             return result
 
         return run

@@ -4,15 +4,16 @@ This is where the rooms of the library meet; no stage knows which place it works
 """
 
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from prefect import get_run_logger
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
+from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.bases import Base, known_base
 from nothing_gpt.config import Environment, Settings
@@ -22,15 +23,21 @@ from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
+from nothing_gpt.given import adapter_files, prompts_file
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
+from nothing_gpt.records import digest
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.store import Store, open_bucket
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import open_workshop
 from tasks.credentials import place_credentials
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,18 @@ class Place:
         self._lock = threading.Lock()
 
     @cached_property
+    def credentials(self) -> "Credentials | None":
+        """Google Cloud's, None for the default ones. Raises as `place_credentials`."""
+        return place_credentials(self.settings.place)
+
+    @cached_property
     def workshop(self) -> Workshop:
         """The place's artifacts. Raises as `open_workshop` and `place_credentials`."""
-        return open_workshop(self.settings.place, place_credentials(self.settings.place))
+        return open_workshop(self.settings.place, self.credentials)
+
+    def bucket(self, uri: str) -> Store:
+        """A folder of any bucket. Raises as `open_bucket` and `place_credentials`."""
+        return open_bucket(uri, self.credentials, Path(self.settings.place.data).absolute() / "cache")
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +99,10 @@ class Place:
 
     def name_copy(self, stage: str, key: str | None) -> None:
         """Keeps the guide's name for a stage's artifact up to date, where others see it (see `named_copies.py`)."""
+
+    def prompts_files(self, addresses: Sequence[str]) -> list[Path]:
+        """The files of prompts at these addresses, on this machine. Raises as `given.prompts_file`."""
+        return [prompts_file(self.workshop, address, self.bucket) for address in addresses]
 
     def start(self, sft: Artifact) -> Artifact:
         """What the round starts from: the SFT adapter, or the promoted version that `training.starting_version` names.
@@ -171,10 +191,9 @@ class LocalPlace(Place):
         return Service(lambda: url, settings.judge.model, settings.judge.model, self.environment.openai_api_key)
 
     def starting_adapter(self) -> dict[str, Path]:
-        """The two files of the user's SFT adapter."""
-        place = self.settings.place
-        folder = Path(place.sft_adapter) if place.sft_adapter else self.environment.sft_adapter_path
-        return {name: folder / name for name in (CONFIG, WEIGHTS)}
+        """The two files of the user's SFT adapter, on this machine. Raises as `given.adapter_files`."""
+        address = self.settings.place.sft_adapter or str(self.environment.sft_adapter_path)
+        return adapter_files(self.workshop, address, self.bucket)
 
     def base(self) -> Base:
         """The user's base model. Raises FatalError as `known_base`."""
@@ -196,15 +215,29 @@ class GKEPlace(LocalPlace):
     see the data folder under the same path, to which what it loads is fetched, or have a fetcher of its own
     (place.adapters_path)."""
 
+    @cached_property
+    def image(self) -> Artifact:
+        """The training image, found or built: `uri` is the reference by which the Job gets it. No fingerprint of ours
+        depends on it: a pod whose code would make something else refuses. Raises as `jobs.image.image`."""
+        from nothing_gpt.jobs.image import image  # an extra
+
+        there = self.image_there()
+        reference = there or image(self.settings.place.gke, self.workshop.store.uri, self.credentials)
+        return Artifact(reference, "image", digest(reference)[:16], digest(reference), reused=there is not None)
+
+    def image_there(self) -> str | None:
+        """The training image's reference, None where it has to be built. Raises as `jobs.image.image`."""
+        from nothing_gpt.jobs.image import found  # an extra
+
+        return found(self.settings.place.gke, self.credentials)
+
     def train(self, models: Models, pairs: Artifact) -> Artifact:
         return train_elsewhere(self.workshop, pairs, models.start, models.base, self.settings.training, self.run_job)
 
     def run_job(self, fingerprint: str) -> None:
         """Has the order for `train/<fingerprint>` fulfilled by a Job, whose log comes to the terminal and to Prefect.
         A Job that ended well before is no answer: its artifact is gone. Raises as `image` and `GKE.run`."""
-        # Imported here: they need an extra.
-        from nothing_gpt.jobs.gke import GKE
-        from nothing_gpt.jobs.image import image
+        from nothing_gpt.jobs.gke import GKE  # an extra
 
         place, store = self.settings.place, self.workshop.store.uri
         log = get_run_logger()
@@ -213,8 +246,7 @@ class GKEPlace(LocalPlace):
             say(line)
             log.info(line)
 
-        reference = image(place.gke, store, place_credentials(place))
-        GKE(place.gke, on_line=show).run(fingerprint, store, reference, replace=True)
+        GKE(place.gke, on_line=show).run(fingerprint, store, self.image.uri, replace=True)
 
     def name_copy(self, stage: str, key: str | None) -> None:
         name_copy(self.workshop, stage, key)

@@ -1,7 +1,5 @@
 """The prompts of a run, read into the store and split."""
 
-from pathlib import Path
-
 from nothing_gpt.artifacts import Artifact
 from nothing_gpt.dpo import prompts as library
 from tasks import stage
@@ -9,5 +7,5 @@ from tasks.place import Place
 
 
 @stage("prompts")
-def prompts(place: Place, files: list[Path]) -> Artifact:
-    return library.prompts(place.workshop, files, place.settings.prompts)
+def prompts(place: Place, addresses: list[str]) -> Artifact:
+    return library.prompts(place.workshop, place.prompts_files(addresses), place.settings.prompts)

@@ -9,6 +9,9 @@ import os
 from hashlib import sha256
 from typing import Any
 
+from prefect.results import ResultStore
+from prefect.serializers import CompressedJSONSerializer
+
 from nothing_gpt.config import PlaceSettings
 from nothing_gpt.progress import say
 from nothing_gpt.workshops import IN_BUCKET
@@ -18,12 +21,15 @@ BLOCK = "nothing-gpt-results"
 FOLDER = "prefect"
 
 
-def kept(place: PlaceSettings) -> dict[str, Any]:
-    """The flow's options by which Prefect keeps its result in the place's bucket; none for another place. Where the
-    bucket cannot be written in Prefect's way, which asks for the right storage.buckets.get too, that is said: a run
-    must not fail by it at its very end."""
+def kept(place: PlaceSettings, result: Any) -> Any:
+    """A flow's result as its state is to have it: kept in the place's bucket, if that is where all is kept, else as it
+    is. Where the bucket cannot be written in Prefect's way, which asks for the right storage.buckets.get too, that is
+    said: a run must not fail by it at its very end.
+
+    Done in the flow, and not by options of it: so it holds for a deployment's runs, whose bucket is a parameter.
+    """
     if place.kind not in IN_BUCKET or place.bucket is None:
-        return {}
+        return result
     # Extras, and a second to import.
     from google.auth.credentials import AnonymousCredentials
     from prefect_gcp import GcpCredentials, GcsBucket
@@ -46,12 +52,14 @@ def kept(place: PlaceSettings) -> dict[str, Any]:
             credentials = GcpCredentials()
         folder = "/".join(part for part in (prefix.strip("/"), FOLDER) if part)
         block = GcsBucket(bucket=name, bucket_folder=folder, gcp_credentials=credentials)
-        block.write_path("probe", b"")
         # Of each bucket its own, on one server: runs find their results by the block.
         block.save(f"{BLOCK}-{sha256(place.bucket.encode()).hexdigest()[:8]}", overwrite=True)
+        # Compressed, as Prefect takes plain JSON with a key `data`, such as the summary, for one of an older version.
+        store = ResultStore(result_storage=block, serializer=CompressedJSONSerializer())
+        record = store.create_result_record(result)
+        store.persist_result_record(record)
+        return record
     except Exception as error:  # whatever Prefect, its server or Google's libraries make of it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         say(f"Prefect keeps no results in {place.bucket} ({reason}); the report is kept all the same")
-        return {}
-    # Compressed, as Prefect takes plain JSON with a key `data`, such as the summary, for a result of an older version.
-    return {"persist_result": True, "result_storage": block, "result_serializer": "compressed/json"}
+        return result

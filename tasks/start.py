@@ -1,8 +1,9 @@
 """Where a run starts from: the sample scripts, the base model and the starting adapter."""
 
 from nothing_gpt.adapters import validate_adapter
-from nothing_gpt.artifacts import Artifact, Stage
+from nothing_gpt.artifacts import Artifact
 from nothing_gpt.embedded import stages
+from nothing_gpt.given import ADAPTER
 from tasks import stage
 from tasks.place import LocalPlace, Place
 
@@ -28,4 +29,4 @@ def adopt_adapter(place: LocalPlace) -> Artifact:
     files = place.starting_adapter()
     folder = next(iter(files.values())).parent
     validate_adapter(folder)
-    return place.workshop.adopt(Stage("sft", 1), files)
+    return place.workshop.adopt(ADAPTER, files)

@@ -222,6 +222,22 @@ def test_the_share_that_changed_is_counted_by_element(adapter: Path, tmp_path: P
     assert changed_share(adapter, adapter) == 0
 
 
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+def test_numbers_of_every_usual_type_are_read(tmp_path: Path, kind: str) -> None:
+    small = {name: (tensor - 1.75).to(getattr(torch, kind)) for name, tensor in tensors().items()}
+    plain = {name: tensor.float() for name, tensor in small.items()}
+    one, other = save(tmp_path / "one", small), save(tmp_path / "other", plain)
+    assert validate_adapter(one) == validate_adapter(other)
+    assert changed_share(one, other) == changed_share(other, one) == 0
+    small[f"{MODULE}.lora_B.weight"][2, 1] = float("-inf")
+    assert "holds NaN or infinity" in refused(save(tmp_path / "bad", small))
+
+
+def test_numbers_of_another_type_are_refused(tmp_path: Path) -> None:
+    whole = {name: tensor.to(torch.int8) for name, tensor in tensors().items()}
+    assert "holds numbers of type 'I8'; give one of F64, F32, F16, BF16" in refused(save(tmp_path / "adapter", whole))
+
+
 def test_adapters_of_other_shapes_cannot_be_compared(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="cannot be compared"):
         changed_share(adapter, save(tmp_path / "after", {"x": torch.zeros(1)}))

@@ -300,6 +300,32 @@ def test_the_lease_of_a_killed_process_is_taken_at_once(workshop: Workshop, chil
     assert time.monotonic() - started < 2
 
 
+ELSEWHERE = f"""
+    import socket
+    from nothing_gpt import artifacts
+
+    socket.gethostname = lambda: "elsewhere"
+    artifacts.LEASE_SECONDS = 1.0
+{RUN}"""
+
+
+def test_the_lease_of_a_process_killed_on_another_machine_is_taken_when_it_runs_out(
+    workshop: Workshop, child: Start, build: Builder
+) -> None:
+    """As a pod's that lost its node: the next one waits for the rest of the lease, and for no more."""
+    holder = child(ELSEWHERE, workshop.store.uri, workshop.work, 60)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    holder.kill()
+    holder.wait()
+    killed = time.time()
+    (held,) = workshop.store.list("leases")
+    expires = json.loads(workshop.store.read(held) or b"")["expires"]
+    assert expires <= killed + 1
+    assert not workshop.make(STAGE, {}, {}, build).reused
+    assert time.time() > expires
+
+
 def claim(host: str, expires: float, pid: int = 1, started: float = 0.0) -> bytes:
     return json.dumps({"host": host, "pid": pid, "started": started, "expires": expires}).encode()
 

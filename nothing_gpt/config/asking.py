@@ -12,8 +12,8 @@ class PromptsSettings(Group):
 
     paths: list[str] = Field(
         default=[],
-        description="JSON-lines files of {prompt: [{role, content}, ...]} rows, read in this order, each prompt once. "
-        "Empty: the embedded sample scripts.",
+        description="JSON-lines files of {prompt: [{role, content}, ...]} rows, read in this order, each prompt once: "
+        "paths, gs://BUCKET/FILE, or keys that `nothing-gpt push FILE` prints. Empty: the embedded sample scripts.",
     )
     sample: int | None = Field(
         default=None,

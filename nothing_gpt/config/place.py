@@ -89,7 +89,9 @@ class PlaceSettings(Group):
         "A private model wants HF_TOKEN in the environment.",
     )
     sft_adapter: str | None = Field(
-        default=None, description="local: folder of the starting adapter; empty: SFT_ADAPTER_PATH."
+        default=None,
+        description="The starting adapter: its folder, gs://BUCKET/FOLDER, or the key that "
+        "`nothing-gpt push FOLDER` prints; empty: SFT_ADAPTER_PATH.",
     )
     gpu_usd_per_hour: float = Field(
         default=0.0,

@@ -84,6 +84,14 @@ def image(settings: GKESettings, bucket: str, credentials: Credentials | None = 
     return ensure("train", settings.registry, bucket, credentials, root)
 
 
+def found(settings: GKESettings, credentials: Credentials | None = None, root: Path = ROOT) -> str | None:
+    """As `image`, but None where that would build it."""
+    if settings.image or not settings.registry:
+        return settings.image
+    with _reporting(settings.registry, settings.registry.split("/")[1]):
+        return _found(f"{settings.registry}/train", content_tag(build_context("train", root)), _authorised(credentials))
+
+
 def ensure(name: str, registry: str, bucket: str, credentials: Credentials | None = None, root: Path = ROOT) -> str:
     """The digest reference of the image of `deployments/docker/NAME.Dockerfile`, built if the registry has none.
 
@@ -94,16 +102,15 @@ def ensure(name: str, registry: str, bucket: str, credentials: Credentials | Non
     tag = content_tag(context)
     project = registry.split("/")[1]
     with _reporting(registry, project):
-        credentials = credentials or google.auth.default(scopes=[SCOPE])[0]
-        digest = _digest(AuthorizedSession(credentials), f"{registry}/{name}", tag)
-        if digest is None:
-            client = CloudBuildClient(credentials=credentials, transport="rest")
-            build = _under_way(client, project, f"{name}-{tag}")
-            if build is None:
-                source = _upload(context, f"images/{name}-{tag}.tar.gz", bucket, credentials)
-                build = _submit(client, project, name, f"{registry}/{name}", tag, source)
-            digest = _wait(client, project, build, f"{registry}/{name}:{tag}")
-    return f"{registry}/{name}@{digest}"
+        credentials = _authorised(credentials)
+        if there := _found(f"{registry}/{name}", tag, credentials):
+            return there
+        client = CloudBuildClient(credentials=credentials, transport="rest")
+        build = _under_way(client, project, f"{name}-{tag}")
+        if build is None:
+            source = _upload(context, f"images/{name}-{tag}.tar.gz", bucket, credentials)
+            build = _submit(client, project, name, f"{registry}/{name}", tag, source)
+        return f"{registry}/{name}@{_wait(client, project, build, f'{registry}/{name}:{tag}')}"
 
 
 def build_context(name: str, root: Path = ROOT) -> bytes:
@@ -141,15 +148,21 @@ def content_tag(context: bytes) -> str:
     return hashlib.sha256(context).hexdigest()[:16]
 
 
-def _digest(session: AuthorizedSession, repository: str, tag: str) -> str | None:
-    """A tag's digest, by the registry's HTTP API (OCI distribution specification); None if there is no such tag."""
+def _authorised(credentials: Credentials | None) -> Credentials:
+    return credentials or google.auth.default(scopes=[SCOPE])[0]
+
+
+def _found(repository: str, tag: str, credentials: Credentials) -> str | None:
+    """A tag's reference by digest, from the registry's HTTP API (OCI distribution specification); None if there is no
+    such tag."""
     host, path = repository.split("/", 1)
+    session = AuthorizedSession(credentials)
 
     def ask() -> str | None:
         url = f"https://{host}/v2/{path}/manifests/{tag}"
         response = session.get(url, headers={"Accept": MANIFESTS}, timeout=REQUEST_S)
         if response.ok:
-            return response.headers["Docker-Content-Digest"]
+            return f"{repository}@{response.headers['Docker-Content-Digest']}"
         try:
             error = response.json()["errors"][0]
         except (ValueError, KeyError, IndexError, TypeError):

@@ -3,7 +3,9 @@ Storage and a cluster whose Jobs are calls. The real cluster is in `tests/jobs`.
 """
 
 import json
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,14 +15,15 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.sorting import FlowRunSort
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.checkpoints import COMPLETE
-from nothing_gpt.config import PlaceSettings
+from nothing_gpt.config import GKESettings, PlaceSettings
 from nothing_gpt.dpo.order import fulfil
 from nothing_gpt.dpo.train import train as library
-from nothing_gpt.errors import TransientError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store, open_store
 from tasks.results import kept
@@ -45,6 +48,9 @@ class Cluster:
     trainer: Trainer = field(default_factory=Trainer)
     jobs: list[tuple[str, str, str]] = field(default_factory=list)
     does: Callable[[str, str], Any] | None = None
+    registry: set[str] = field(default_factory=set)
+    """Images that are there; one that is not is built, or the build is `refused`."""
+    refused: Exception | None = None
 
     def __call__(self, settings: Any, on_line: Callable[[str], None]) -> "Cluster":
         self.on_line = on_line
@@ -58,6 +64,15 @@ class Cluster:
             self.does(fingerprint, store)
         else:
             self.pod(fingerprint, store)
+
+    def found(self, settings: GKESettings, credentials: None) -> str | None:
+        return settings.image or next(iter(self.registry), None)
+
+    def image(self, settings: GKESettings, store: str, credentials: None) -> str:
+        if self.refused:
+            raise self.refused
+        self.registry.add(IMAGE)
+        return IMAGE
 
     def pod(self, fingerprint: str, store: str) -> None:
         fulfil(store, fingerprint, self.folder / "pod", partial(library, run=self.trainer))
@@ -79,7 +94,7 @@ def store(place: Engines) -> Store:
 def cluster(place: Engines, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster(place.folder)
     monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.gke", SimpleNamespace(GKE=cluster))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.image", SimpleNamespace(image=lambda *_: IMAGE))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "nothing_gpt.jobs.image", cluster)  # type: ignore[arg-type]
     monkeypatch.setattr(train, "retry_delay_seconds", [0.01])
     return cluster
 
@@ -102,6 +117,17 @@ def contents(store: Store, folder: str) -> dict[str, bytes | None]:
     return {key.removeprefix(f"{folder}/"): store.read(key) for key in store.list(folder)}
 
 
+def logged(line: str) -> list[str]:
+    """Prefect's log of the latest run, once it holds the line: Prefect writes it a moment later."""
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        logs = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
+        while line not in (seen := [log.message for log in client.read_logs(logs)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return seen
+
+
 def files(store: Store, artifact: str, *names: str) -> dict[str, bytes | None]:
     return {name: store.read(f"{artifact}/{name}") for name in names}
 
@@ -116,6 +142,7 @@ def test_a_run_trains_by_a_job_and_keeps_everything_in_the_bucket(
     assert ended.code == 0, ended.err
     assert "Promoted: the new adapter is served as seinfeld" in ended.out
     assert "train: a line of the pod's log" in ended.err
+    assert "train: a line of the pod's log" in logged("train: a line of the pod's log")
     (version,) = read_registry(store).versions
     assert cluster.jobs == [(version.fingerprint, BUCKET, IMAGE)]
     assert version.place == "gke"
@@ -140,19 +167,19 @@ def test_prefect_keeps_the_summary_in_the_bucket_for_whoever_looks_at_the_run(co
     assert run.state is not None
     result = run.state.result()
     assert result == json.loads(command("report", "--json").out)
-    assert [key for key in store.list("prefect") if not key.endswith("probe")]
+    assert len(list(store.list("prefect"))) == 1
 
 
 def test_a_second_bucket_takes_no_other_buckets_block(prefect: None, gcs: FakeGCS) -> None:
     places = [PlaceSettings(kind="gke", bucket=bucket) for bucket in (BUCKET, "gs://bucket/others", BUCKET)]
-    first, second, again = (kept(place)["result_storage"]._block_document_id for place in places)
+    first, second, again = (kept(place, {}).metadata.storage_block_id for place in places)
     assert first == again != second
 
 
 def test_where_prefect_may_not_write_the_run_goes_on_without(
     command: Command, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: Any) -> None:
+    def refused(*_: Any, **__: Any) -> None:
         raise PermissionError("403 storage.buckets.get")
 
     monkeypatch.setattr("prefect_gcp.GcsBucket.write_path", refused)
@@ -216,6 +243,57 @@ def test_the_commands_after_a_run_work_from_another_machine(
     assert "seinfeld is the starting adapter again" in here("adapters", "rollback").err
     assert place.vllm.answers_like("seinfeld", place.start)
     assert contents(store, "adapters/nothing-gpt") == {}
+
+
+def statuses(ended: Ended) -> dict[str, str]:
+    """Of each stage in what `report --json` prints."""
+    return {name: stage["status"] for name, stage in json.loads(ended.out)["stages"].items()}
+
+
+def test_a_machine_without_prompts_and_adapter_goes_on_with_what_was_pushed(
+    command: Command, cluster: Cluster, place: Engines, store: Store, tmp_path: Path
+) -> None:
+    """As a worker in the cluster, in whose settings stand the keys that `push` prints."""
+    assert command("run", "--until", "generate_pairs").code == 0
+    prompts, adapter = (command("push", str(path)).err.split()[0] for path in (place.prompts, place.start))
+    asked = place.calls
+    place.prompts.unlink()
+    shutil.rmtree(place.start)
+    there = partial(
+        command,
+        place__data=tmp_path / "worker",
+        place__sft_adapter=adapter,
+        prompts__paths=json.dumps([prompts]),
+    )
+    assert there("run", "--until", "generate_pairs").code == 0
+    assert set(statuses(there("report", "--json")).values()) == {"cached"}
+    assert place.calls == asked
+    assert prompts not in there("prune", "--yes").out
+    dry = dict(line.split()[:2] for line in there("run", "--dry-run", prompts__seed=7).out.splitlines()[1:-1])
+    assert (dry["sft"], dry["prompts"], dry["generate_pairs"]) == ("cached", "to", "to")
+    ended = there("run")
+    assert ended.code == 0, ended.err
+    assert [version.fingerprint for version in read_registry(store).versions] == [cluster.jobs[0][0]]
+
+
+def test_the_image_is_had_before_anything_is_paid_for_or_uploaded(
+    command: Command, cluster: Cluster, place: Engines, store: Store
+) -> None:
+    registry = {"place__gke__image": "null", "place__gke__registry": "us-docker.pkg.dev/project/repository"}
+    ours = partial(command, **registry)
+    cluster.refused = FatalError("its build ended as FAILURE")
+    assert ours("run").err.splitlines()[-1] == "error: its build ended as FAILURE"
+    assert place.calls == 0
+    assert not [*store.list("jobs"), *store.list("bases")]
+    cluster.refused = None
+    dry = dict(line.split()[:2] for line in ours("run", "--dry-run").out.splitlines()[1:-1])
+    assert (dry["sft"], dry["image"], dry["generate_pairs"]) == ("cached", "to", "to")
+    assert cluster.registry == set()
+    assert ours("run", "--until", "train").code == 0
+    assert cluster.jobs[0][2] == IMAGE
+    assert statuses(ours("report", "--json"))["image"] == "ran"
+    assert ours("run", "--until", "train").code == 0
+    assert set(statuses(ours("report", "--json")).values()) == {"cached"}
 
 
 def test_prune_deletes_from_the_bucket_what_nothing_needs_and_fetches_nothing_for_it(

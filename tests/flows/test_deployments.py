@@ -4,6 +4,7 @@ the flow asks are fakes, as in `test_dpo.py`.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,18 +19,21 @@ import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Crashed, Scheduled
 
 from flows.provision import LIMITS, provision
-from nothing_gpt.config import Settings
+from nothing_gpt.config import PlaceSettings, Settings
+from nothing_gpt.given import give
 from nothing_gpt.loading import PRESETS, Preset, compose, load_settings
 from nothing_gpt.processes import Child
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.workshops import bucket_workshop
 from tests.chain.processes import REPOSITORY
+from tests.fake_gcs import FakeGCS
 from tests.flows.fakes import Engines, engines
 
 FILE = REPOSITORY / "deployments" / "prefect.yaml"
@@ -222,6 +226,37 @@ def test_the_script_of_the_ci_ends_well_only_where_the_adapter_was_promoted(
     wrong = tell("scripts/run-deployment", "dpo-pipeline/gke", "-p", 'training={"beta": -1}')
     assert wrong.returncode == 1
     assert "beta" in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.prefect
+@pytest.mark.gcs
+@pytest.mark.timeout(300)
+def test_a_run_in_the_cluster_needs_no_file_of_the_worker_and_leaves_prefects_result_in_the_bucket(
+    client: SyncPrefectClient, workers: Workers, deployed: dict[str, DeploymentResponse], place: Engines, gcs: FakeGCS
+) -> None:
+    here = PlaceSettings(bucket="gs://bucket/runs", data=str(place.folder / "here"))
+    prompts, adapter = (give(bucket_workshop(here), path).key for path in (place.prompts, place.start))
+    place.prompts.unlink()
+    shutil.rmtree(place.start)
+    chosen = parameters(
+        place,
+        place__kind="gke",
+        place__bucket=here.bucket,
+        place__sft_adapter=adapter,
+        place__gke__image="registry/train@sha256:0",
+        prompts__paths=json.dumps([prompts]),
+    )
+    run = client.create_flow_run_from_deployment(
+        deployed["gke"].id,
+        parameters=chosen | {"preset": None},
+        job_variables={"env": {name: os.environ[name] for name in ("STORAGE_EMULATOR_HOST", "XDG_CACHE_HOME")}},
+    )
+    state = ended(client, run).state
+    assert state is not None
+    assert state.type == StateType.COMPLETED, state.message
+    assert f"runs/prefect/{state.data.storage_key}" in gcs.objects
+    tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert {task.name: task.state_name for task in tasks}["image"] == "Cached"
 
 
 @pytest.mark.prefect

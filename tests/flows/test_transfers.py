@@ -44,6 +44,18 @@ def test_what_is_not_there_is_one_line(cloud: Call, made: Artifact) -> None:
     assert cloud("pull", made.key).error.startswith(f"gs://bucket/runs/{made.key}: not there, or damaged")
 
 
+@pytest.mark.gcs
+def test_a_persons_own_prompts_are_pushed_and_what_is_none_is_refused(
+    cloud: Call, gcs: FakeGCS, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text('{"prompt": [{"role": "user", "content": "[ANNA] Well?"}]}\n')
+    key = cloud("push", str(prompts)).err.split()[0]
+    assert gcs.content(f"runs/{key}/prompts.jsonl") == prompts.read_bytes()
+    assert f"{key} was already in gs://bucket/runs" in cloud("push", str(prompts)).err
+    assert "no file of prompts, no adapter's folder and no artifact's key" in cloud("push", "nothing").error
+
+
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_without_a_bucket_there_is_nothing_to_move(program: Call, made: Artifact, command: str) -> None:
     assert program(command, made.key).error.startswith("place.bucket: not set; give gs://BUCKET/PREFIX")

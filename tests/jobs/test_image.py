@@ -141,6 +141,13 @@ class TestFinding:
         assert find() == f"{REGISTRY}/train@sha256:{'a' * 64}"
         assert google.submitted == []
 
+    def test_whether_it_is_there_is_seen_without_building(self, google: FakeGoogle, checkout: Path) -> None:
+        assert images.found(SETTINGS, Anyone(), checkout) is None
+        assert google.submitted == []
+        google.images[f"{REGISTRY}/train:{tag(checkout)}"] = "sha256:" + "a" * 64
+        assert images.found(SETTINGS, Anyone(), checkout) == f"{REGISTRY}/train@sha256:{'a' * 64}"
+        assert images.found(GKESettings(image="mine@sha256:1")) == "mine@sha256:1"
+
     def test_a_server_that_is_overloaded_for_a_moment_is_asked_again(
         self, google: FakeGoogle, find: functools.partial[str], checkout: Path
     ) -> None:
