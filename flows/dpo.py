@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.record import RunRecord, StageName
+from flows.serving import agree
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
     GateSettings,
@@ -128,6 +129,7 @@ def dpo_pipeline(
             return Completed(message=decision(summary).headline, data=summary)
 
         try:
+            agree(engines)
             chain(engines, step)
         except _Reached:
             pass

@@ -26,8 +26,8 @@ from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError, GateFailed, TransientError
 from nothing_gpt.processes import free_port
-from nothing_gpt.serve.promote import versioned_name
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.serve.switch import versioned_name
 from tasks.generate_pairs import generate_pairs
 from tasks.place import Place
 from tasks.train import train

@@ -8,7 +8,7 @@ import pytest
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.promote import roll_back_unserved
-from tests.serve.stand import Stand
+from tests.serve.stand import ROLLBACK, Stand
 
 pytest.importorskip("torch")
 
@@ -69,6 +69,6 @@ def test_a_version_whose_files_are_gone_is_not_taken_back_to(stand: Stand) -> No
 def test_where_no_server_runs_only_the_registry_changes(stand: Stand) -> None:
     stand.promote(stand.candidate())
     stand.vllm.loads.clear()
-    assert roll_back_unserved(stand.store) is None
+    assert roll_back_unserved(stand.store, ROLLBACK) is None
     assert stand.registry.current is None
     assert stand.vllm.loads == []
