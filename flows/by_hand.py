@@ -64,9 +64,7 @@ def _registered(registry: Registry, wanted: str) -> Version | None:
         return next((version for version in reversed(registry.versions) if version.artifact == wanted), None)
     version = registry.version(int(wanted)) if wanted.isdecimal() else None
     if version is None:
-        raise FatalError(
-            f"adapters promote: no version {wanted!r}; `nothing-gpt adapters list` names them"
-        )
+        raise FatalError(f"adapters promote: no version {wanted!r}; `nothing-gpt adapters list` names them")
     return version
 
 

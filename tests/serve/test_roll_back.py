@@ -21,6 +21,7 @@ def test_the_version_that_was_replaced_serves_again(stand: Stand) -> None:
     assert stand.roll_back() == version
     assert stand.serves(first.folder)
     assert stand.registry.current == 1
+    assert [found.taken_back for found in stand.registry.versions] == [None, ROLLBACK]
 
 
 def test_taken_back_twice_the_starting_adapter_serves_again(stand: Stand) -> None:
