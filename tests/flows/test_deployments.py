@@ -241,7 +241,7 @@ def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
     for adapter in (first, second):
         stand.register(adapter)
     where = {"place": parameters(place)["place"]}
-    with pytest.raises(PrefectHTTPStatusError, match="422|409"):
+    with pytest.raises(PrefectHTTPStatusError, match=r"422|409"):
         client.create_flow_run_from_deployment(deployed["rollback"].id, parameters=where | {"reason": ""})
     run = client.create_flow_run_from_deployment(deployed["rollback"].id, parameters=where | {"reason": "too rude"})
     state = ended(client, run).state
