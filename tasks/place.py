@@ -5,7 +5,7 @@ This is where the rooms of the library meet; no stage knows which place it works
 
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -29,7 +29,7 @@ from nothing_gpt.progress import say
 from nothing_gpt.serve.fetch import CURRENT
 from nothing_gpt.serve.promote import current_folder
 from nothing_gpt.serve.registry import read_registry
-from nothing_gpt.serve.switch import Server, versioned_name
+from nothing_gpt.serve.switch import Redeployed, Server, versioned_name
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import open_workshop
 from tasks.credentials import place_credentials
@@ -159,15 +159,15 @@ class LocalPlace(Place):
         """The user's vLLM, which runs whether we do or not."""
         place, key = self.settings.place, self.environment.serve_api_key
         base = Path(place.base_model or "")
-        return Server(
+        server = Server(
             place.serve_url or self.environment.serve_url,
             self.settings.sampling.model,
             base if (base / "config.json").is_file() else None,
             key.get_secret_value() if key else None,
             place.adapters_path,
-            tuple(place.replicas),
-            None if place.adapters_path else Path(place.data).absolute() / CURRENT,
         )
+        link = None if place.adapters_path else Path(place.data).absolute() / CURRENT
+        return replace(server, replicas=tuple(replace(server, url=url) for url in place.replicas), link=link)
 
     def judge(self) -> Service:
         settings = self.settings
@@ -199,6 +199,20 @@ class ModalPlace(LocalPlace):
 
         super().__init__(settings)
         self.run = modal_run(settings.place.modal)
+
+    def running_server(self) -> Server:
+        """As in the place local; the vLLM on Modal, where its address is given, is one more replica."""
+        from nothing_gpt.jobs.modal_serve import ADAPTERS, Endpoint
+
+        server, place = super().running_server(), self.settings.place
+        if place.modal.serve_url is None:
+            return server
+        endpoint = Endpoint(place.modal, place.base_model or "", place.base_revision)
+        there = Redeployed(
+            place.modal.serve_url, server.name, server.base, server.api_key, ADAPTERS,
+            deploy=endpoint.deploy, deployed=endpoint.deployed,
+        )  # fmt: skip
+        return replace(server, replicas=(*server.replicas, there))
 
 
 class GKEPlace(LocalPlace):

@@ -40,6 +40,11 @@ class ModalSettings(Group):
 
     app: str = Field(default="nothing-gpt", description="Name of the deployed app.")
     volume: str = Field(default="nothing-gpt", description="Volume for data, checkpoints and adapters.")
+    serve_url: str | None = Field(
+        default=None,
+        description="Address of the app's vLLM, https://WORKSPACE--nothing-gpt-serve.modal.run/v1: a promotion or a "
+        "rollback then deploys the app anew with the adapter; empty: it is left alone.",
+    )
     environment: str | None = Field(default=None, description="Modal environment; empty: your account's default.")
     running_hours: float = Field(
         default=12,

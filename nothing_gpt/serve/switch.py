@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.endpoint import classify
-from nothing_gpt.errors import FatalError, NothingGPTError
+from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
 from nothing_gpt.records import Message
 from nothing_gpt.serve import fetch
 from nothing_gpt.store import Store
@@ -25,12 +26,15 @@ FIRST_TOKENS = 8
 NOISE = 0.02
 """Log-probabilities of one adapter differ by less between two requests, also in bfloat16."""
 
+START_S, POLL_S = 1800.0, 5.0
+"""Longest wait for a server that was deployed anew, and how often it is looked for."""
+
 
 @dataclass(frozen=True)
 class Server:
     """The live vLLM: its address and key, the stable name, and the base its adapters must fit, where it is at hand.
 
-    `replicas` are addresses of further ones that serve the same. What a restart will load is the adapter in the folder
+    `replicas` are further ones that serve the same. What a restart will load is the adapter in the folder
     to which `link` points; with `adapters` it is the fetcher's work (fetch.py), and this is the folder into which it
     brings adapters (None: the server sees our own paths).
     """
@@ -40,7 +44,7 @@ class Server:
     base: Path | None = None
     api_key: str | None = field(default=None, repr=False)
     adapters: str | None = None
-    replicas: tuple[str, ...] = ()
+    replicas: tuple["Server", ...] = ()
     link: Path | None = None
 
     @property
@@ -49,8 +53,8 @@ class Server:
 
     @property
     def each(self) -> list["Server"]:
-        """Every replica as a server of its own."""
-        return [replace(self, url=url, replicas=()) for url in (self.url, *self.replicas)]
+        """Every replica, this one first."""
+        return [replace(self, replicas=()), *self.replicas]
 
     @property
     def root(self) -> str | None:
@@ -68,13 +72,19 @@ class Server:
         else:
             self.admin.load(name, str(folder), in_place)
 
+    def ready(self, store: Store, folder: Path) -> str | None:
+        """Has the adapter answer beside the stable name; returns the name, None where that cannot be had."""
+        name = versioned_name(self.name, adapter_digest(folder))
+        if name not in self.admin.models():
+            self.load(store, name, folder)
+        return name
+
     def strays(self, folder: Path) -> list[str]:
         """What is otherwise than it is where the stable name means the adapter in the folder, as sentences."""
-        found = [(one.url, one.root) for one in self.each]
         told = [
-            f"{url} serves {self.name!r} from {root}" if root else f"{url} does not serve {self.name!r}"
-            for url, root in found
-            if root != self.path(folder)
+            f"{one.url} serves {one.name!r} from {root}" if root else f"{one.url} does not serve {one.name!r}"
+            for one in self.each
+            if (root := one.root) != one.path(folder)
         ]
         if self._follows(folder):
             return told
@@ -87,6 +97,36 @@ class Server:
 
     def _follows(self, folder: Path) -> bool:
         return self.link is None or (self.link.is_symlink() and self.link.readlink() == folder)
+
+
+@dataclass(frozen=True)
+class Redeployed(Server):
+    """A vLLM that loads no adapter while it runs, and may be scaled to nothing in between: `deploy` puts one in its
+    place that serves the adapter in a folder, and `deployed` is the path of what was deployed last. What proves it is
+    the path that the new one names, and that it answers."""
+
+    deploy: Callable[[Path], None] = field(kw_only=True)
+    deployed: Callable[[], str | None] = field(kw_only=True)
+
+    @property
+    def root(self) -> str | None:
+        return self.deployed()  # without waking it up
+
+    def ready(self, store: Store, folder: Path) -> str | None:
+        return None
+
+    def load(self, store: Store, name: str, folder: Path, in_place: bool = False) -> None:
+        self.deploy(folder)
+        attempts = Retrying(
+            retry=retry_if_exception_type(TransientError) | retry_if_result(lambda root: root != self.path(folder)),
+            stop=stop_after_delay(START_S),
+            wait=wait_fixed(POLL_S),
+            retry_error_callback=lambda state: None,
+        )
+        if attempts(lambda: self.admin.models().get(self.name)) is None:
+            raise FatalError(
+                f"{self.url} does not serve {self.path(folder)} {START_S / 60:g} minutes after a deployment"
+            )
 
 
 def versioned_name(name: str, digest: str) -> str:
@@ -137,16 +177,13 @@ class _Shift:
 
     def __init__(self, store: Store, server: Server, folder: Path, conversation: Sequence[Message]):
         self._store, self._server, self._folder, self._conversation = store, server, folder, conversation
-        served, path = server.admin.models(), server.path(folder)
-        versioned = versioned_name(server.name, adapter_digest(folder))
-        if versioned not in served:
-            server.load(store, versioned, folder)
-        self._proof = _answer(server, versioned, conversation)
+        versioned = server.ready(store, folder)
+        self._proof = _answer(server, versioned, conversation) if versioned else None
         # One that was killed half-way may have left the stable name with this adapter already.
-        other = served.get(server.name) not in (None, path)
+        other = versioned and server.root not in (None, server.path(folder))
         before = _answer(server, server.name, conversation) if other else None
         # The same adapter from another path answers as before, which proves nothing.
-        self._before = before if before and not _alike(before, self._proof, PROOF_TOKENS) else None
+        self._before = before if before and self._proof and not _alike(before, self._proof, PROOF_TOKENS) else None
 
     def make(self) -> None:
         server, path = self._server, self._server.path(self._folder)
@@ -154,7 +191,8 @@ class _Shift:
         if (root := server.root) != path:
             raise FatalError(f"promote: {server.url} serves {server.name!r} from {root}, not from {path}")
         now = _answer(server, server.name, self._conversation)
-        if not _alike(now, self._proof, FIRST_TOKENS) or (self._before and _alike(now, self._before, PROOF_TOKENS)):
+        other = self._proof and not _alike(now, self._proof, FIRST_TOKENS)
+        if other or (self._before and _alike(now, self._before, PROOF_TOKENS)):
             raise FatalError(
                 f"promote: after the switch {server.name!r} does not answer as the new adapter does at {server.url}"
             )

@@ -283,8 +283,8 @@ def distance(one: Answer, other: Answer) -> float:
 
 @dataclass
 class Traffic:
-    """Requests to `seinfeld` without a pause, by two clients: each one's answer, and how many switches had returned
-    when it was sent."""
+    """Requests to `seinfeld` without a pause: each one's answer, and how many switches had returned when it was
+    sent."""
 
     server: LocalVLLM
     switches: int = 0
@@ -299,25 +299,24 @@ class Traffic:
                 sent = self.switches
                 self.answers.append((sent, first_tokens(self.server, "seinfeld")))
 
-        with ThreadPoolExecutor(2) as pool:
-            clients = [pool.submit(ask) for _ in range(2)]
+        with ThreadPoolExecutor() as pool:
+            client = pool.submit(ask)
             try:
                 yield
             finally:
                 stop.set()
-            for client in clients:
-                client.result()  # raises what a request failed with
+            client.result()  # raises what a request failed with
 
     def switched(self) -> None:
         """A switch has returned; returns once some requests were sent after it and answered."""
         self.switches += 1
         deadline = time.monotonic() + 60
-        while sum(sent == self.switches for sent, _ in list(self.answers)) < 3 and time.monotonic() < deadline:
+        while sum(sent == self.switches for sent, _ in list(self.answers)) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_through_20_promotions_and_5_rollbacks_no_request_fails_and_none_is_answered_by_a_former_adapter(
     server: LocalVLLM, admin: VLLM, models: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,8 @@ class Replicas(Stand):
 
     @property
     def server(self) -> Server:
-        return replace(super().server, replicas=(self.other.url,), link=self.link)
+        first = super().server
+        return replace(first, replicas=(replace(first, url=self.other.url),), link=self.link)
 
     def all_serve(self, adapter: Path) -> bool:
         """Whether both answer as this adapter does, and would after a restart."""
