@@ -1,19 +1,22 @@
 """Promoting an adapter by hand: a version that was current before, or an artifact that a run's gate has passed."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from flows.record import FOLDER
-from flows.serving import base_of, called, found, named_server, starting
+from flows.serving import base_of, called, first_of, found, named_server, starting
 from nothing_gpt.adapters import adapter_digest
-from nothing_gpt.artifacts import Workshop
+from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.bases import Base
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.results import training_metrics
 from nothing_gpt.serve.promote import Candidate, current_folder, promote
 from nothing_gpt.serve.registry import Approval, Registry, Version, read_registry
-from tasks.place import LocalPlace, Models, open_place
+from nothing_gpt.serve.switch import Server
+from tasks.place import EmbeddedPlace, LocalPlace, Models, open_place
 
 
 def promote_by_hand(settings: Settings, wanted: str, approval: Approval, without_gate: bool) -> Version:
@@ -25,37 +28,33 @@ def promote_by_hand(settings: Settings, wanted: str, approval: Approval, without
         FatalError: there is no such version or artifact, the gate has not passed it, or as `nothing_gpt.serve.promote`.
     """
     with open_place(settings) as place:
-        workshop, kind = place.workshop, settings.place.kind
+        workshop = place.workshop
         registry = read_registry(workshop.store)
         version = _registered(registry, wanted)
         artifact = found(workshop, version.artifact if version else wanted)
-        if isinstance(place, LocalPlace):
-            start, server = starting(place), named_server(place)
-        else:  # one is started, and the adapter proves itself there
-            base = found(workshop, base_of(workshop, artifact.key))
-            made = workshop.manifest(artifact.key)
-            first = found(workshop, made.lineage["adapter"]) if made else artifact
-            start = workshop.folder(first)
-            server = place.server(Models(Base(str(workshop.folder(base)), base.digest), first))
-        metrics: dict[str, Any] = {}
-        lineage: dict[str, str] = {}
+        start, server = _server(place, artifact)
         if version:
-            metrics, lineage = version.metrics, version.lineage
             reasons = [*version.reasons, f"promoted by hand, as version {version.version} was"]
+            facts: dict[str, Any] = {"metrics": version.metrics, "reasons": reasons, "lineage": version.lineage}
         elif without_gate:
-            reasons = ["promoted by hand without the gate"]
+            facts = {"metrics": {}, "reasons": ["promoted by hand without the gate"]}
         else:
-            served = current_folder(workshop, start)
-            run = _passed(workshop, artifact.key, adapter_digest(served), called(registry.current_version))
-            lineage = {name: stage["artifact"] for name, stage in run["stages"].items() if stage["artifact"]}
-            accuracy = training_metrics(workshop, artifact)["eval_accuracy"]
-            metrics = {"eval_accuracy": accuracy, "win_rate": run["win_rate"]["value"]}
-            reasons = [*(reason["text"] for reason in run["gate"]["reasons"]), f"promoted by hand after {run['run']}"]
-        folder, fingerprint = workshop.folder(artifact), artifact.fingerprint
-        candidate = Candidate(folder, artifact.key, fingerprint, kind, metrics, reasons, approval, lineage)
+            facts = _facts(workshop, artifact, adapter_digest(current_folder(workshop, start)), registry)
+        folder, kind = workshop.folder(artifact), settings.place.kind
+        candidate = Candidate(folder, artifact.key, artifact.fingerprint, kind, approval=approval, **facts)
         promoted = promote(workshop, candidate, start, server, replaces=registry.current)
         place.name_copy("promote", promoted.artifact)
         return promoted
+
+
+def _server(place: EmbeddedPlace | LocalPlace, artifact: Artifact) -> tuple[Path, Server]:
+    """The starting adapter and the place's server; where none runs one is started, for the adapter to prove itself."""
+    if isinstance(place, LocalPlace):
+        return starting(place), named_server(place)
+    workshop = place.workshop
+    base = found(workshop, base_of(workshop, artifact.key))
+    start = first_of(workshop, artifact.key) or artifact
+    return workshop.folder(start), place.server(Models(Base(str(workshop.folder(base)), base.digest), start))
 
 
 def _registered(registry: Registry, wanted: str) -> Version | None:
@@ -68,33 +67,41 @@ def _registered(registry: Registry, wanted: str) -> Version | None:
     return version
 
 
-def _passed(workshop: Workshop, key: str, served: str, called: str) -> dict[str, Any]:
-    """The summary of the latest run whose gate looked at the adapter.
+def _facts(workshop: Workshop, artifact: Artifact, served: str, registry: Registry) -> dict[str, Any]:
+    """What the latest run whose gate looked at the adapter found: metrics, reasons, lineage.
 
     Raises:
         FatalError: there is none, the gate refused it, or it compared it with another adapter than the one with the
-            digest `served`.
+            digest `served`, which is current.
     """
-    instead = "run again, or promote it with --without-gate"
+    key, instead = artifact.key, "run again, or promote it with --without-gate"
     run = next(filter(lambda run: _looked_at(run, key), _runs(workshop)), None)
     if run is None:
         raise FatalError(f"adapters promote: no run's gate has looked at {key}; {instead}")
+    name, reasons = run["run"], run["gate"]["reasons"]
     if not run["gate"]["passed"]:
-        failed = [reason["text"] for reason in run["gate"]["reasons"] if not reason["passed"]]
-        raise FatalError(f"adapters promote: the gate of {run['run']} refused {key} ({'; '.join(failed)}); {instead}")
+        failed = "; ".join(reason["text"] for reason in reasons if not reason["passed"])
+        raise FatalError(f"adapters promote: the gate of {name} refused {key} ({failed}); {instead}")
     evaluation = workshop.manifest(run["stages"]["evaluate"]["artifact"])
     compared = evaluation.settings["references"].values() if evaluation else ()
     if not any(identity.startswith(served) for identity in compared):
-        raise FatalError(f"adapters promote: the gate of {run['run']} did not compare {key} with {called}, which is "
-                         f"current now; {instead}")  # fmt: skip
-    return run
+        current = called(registry.current_version)
+        raise FatalError(
+            f"adapters promote: the gate of {name} did not compare {key} with {current}, which serves now; {instead}"
+        )
+    accuracy = training_metrics(workshop, artifact)["eval_accuracy"]
+    return {
+        "metrics": {"eval_accuracy": accuracy, "win_rate": run["win_rate"]["value"]},
+        "reasons": [*(reason["text"] for reason in reasons), f"promoted by hand after {name}"],
+        "lineage": {stage: done["artifact"] for stage, done in run["stages"].items() if done["artifact"]},
+    }
 
 
 def _looked_at(run: dict[str, Any], key: str) -> bool:
     return bool(run["gate"]) and run["stages"].get("train", {}).get("artifact") == key
 
 
-def _runs(workshop: Workshop) -> Any:
+def _runs(workshop: Workshop) -> Iterator[dict[str, Any]]:
     """The summaries of all runs, the latest first."""
     keys = [key for key in workshop.store.list(FOLDER) if key.endswith("/summary.json")]
     return (json.loads(workshop.store.read(key) or b"{}") for key in reversed(keys))

@@ -120,12 +120,12 @@ def starting(place: LocalPlace) -> Path:
     """
     workshop = place.workshop
     for version in reversed(read_registry(workshop.store).versions):
-        if first := _first(workshop, version.artifact):
+        if first := first_of(workshop, version.artifact):
             return workshop.folder(first)
     return workshop.folder(place.adopted())
 
 
-def _first(workshop: Workshop, adapter: str) -> Artifact | None:
+def first_of(workshop: Workshop, adapter: str) -> Artifact | None:
     """The adapter at the beginning of an adapter's lineage; None where that is broken."""
     key, manifest = adapter, workshop.manifest(adapter)
     while manifest and "adapter" in manifest.lineage:

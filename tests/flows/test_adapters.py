@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.serve.registry import Approval, Registry, promoted, read_registry, swap
 from nothing_gpt.workshops import folder_workshop
-from tests.fake_vllm import save_adapter
+from tests.fake_vllm import save_adapter, save_base
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import Engines, engines
 
@@ -232,3 +233,36 @@ def test_a_server_that_died_in_a_first_promotion_is_synced(stand: Stand) -> None
     vllm.serve("seinfeld", stand.workshop.folder(adapter))
     assert stand("sync").err.endswith("seinfeld is the starting adapter, as the registry says\n")
     assert stand.serves(stand.start)
+
+
+def test_where_no_server_runs_one_is_started_for_a_promotion_by_hand_and_sync_has_nothing_to_do(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started:
+        """In the place of the embedded vLLM."""
+
+        base_url = stand.place.vllm.url
+
+        def __init__(self, base: Path, log: Path):
+            self.base = base
+
+        def __enter__(self) -> "Started":
+            stand.place.vllm.unload({"lora_name": "seinfeld"})  # as one that has just started
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def save(folder: Path) -> dict[str, Any]:
+        save_adapter(folder, 0.25)
+        return {}
+
+    monkeypatch.setattr("tasks.place.LocalVLLM", Started)
+    base = stand.workshop.adopt(Stage("base", 1), {path.name: path for path in save_base(tmp_path / "base").iterdir()})
+    stand.start = stand.workshop.make(Stage("sft", 1), {}, {"base": base}, save)
+    adapter = stand.trained(0.5)
+    program = partial(stand.call, "adapters")
+    embedded = ("--set", f"place.data={stand.place.data}")
+    assert program("promote", adapter.key, "--reason", "why not", "--without-gate", *embedded).code == 0
+    assert stand.place.vllm.answers_like("seinfeld", stand.workshop.folder(adapter))
+    assert program("sync", *embedded).err == "seinfeld is version 1, as the registry says\n"
+    assert program("rollback", *embedded).err == "seinfeld is the starting adapter again\n"
