@@ -9,6 +9,7 @@
 
 vLLM is then at https://WORKSPACE--nothing-gpt-serve.modal.run/v1; ADAPTER_PATH names another adapter on the volume,
 mounted at /vol. A container sees what is on the volume when it starts, so an adapter put there later wants a new one.
+With place.modal.serve_url, promotions deploy this app with what they promote.
 This has not been run against Modal itself.
 """
 

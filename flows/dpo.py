@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.record import ONLY_IN, RunRecord, StageName
+from flows.serving import agree
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
     GateSettings,
@@ -131,6 +132,7 @@ def dpo_pipeline(
             return summary
 
         try:
+            agree(engines)
             chain(engines, step)
         except _Reached:
             pass

@@ -6,14 +6,14 @@ This is where the rooms of the library meet; no stage knows which place it works
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prefect import get_run_logger
 
-from nothing_gpt.adapters import adapter_digest
+from nothing_gpt.adapters import adapter_digest, validate_adapter
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.bases import Base, known_base
 from nothing_gpt.config import Environment, Settings
@@ -23,14 +23,16 @@ from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
-from nothing_gpt.given import adapter_files, prompts_file
+from nothing_gpt.given import ADAPTER, adapter_files, prompts_file
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest
-from nothing_gpt.serve.promote import Server, current_folder, versioned_name
+from nothing_gpt.serve.fetch import CURRENT
+from nothing_gpt.serve.promote import current_folder
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.serve.switch import Redeployed, Server, versioned_name
 from nothing_gpt.store import Store, open_bucket
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import open_workshop
@@ -171,19 +173,21 @@ class LocalPlace(Place):
         return self.running_server()
 
     def serves(self, current: Path) -> bool:
-        server = self.running_server()
-        return server.admin.models().get(server.name) == server.path(current)
+        return not self.running_server().strays(current)
 
     def running_server(self) -> Server:
         """The user's vLLM, which runs whether we do or not."""
-        key, base = self.environment.serve_api_key, Path(self.settings.place.base_model or "")
-        return Server(
-            self.settings.place.serve_url or self.environment.serve_url,
+        place, key = self.settings.place, self.environment.serve_api_key
+        base = Path(place.base_model or "")
+        server = Server(
+            place.serve_url or self.environment.serve_url,
             self.settings.sampling.model,
             base if (base / "config.json").is_file() else None,
             key.get_secret_value() if key else None,
-            self.settings.place.adapters_path,
+            place.adapters_path,
         )
+        link = None if place.adapters_path else Path(place.data).absolute() / CURRENT
+        return replace(server, replicas=tuple(replace(server, url=url) for url in place.replicas), link=link)
 
     def judge(self) -> Service:
         settings = self.settings
@@ -194,6 +198,12 @@ class LocalPlace(Place):
         """The two files of the user's SFT adapter, on this machine. Raises as `given.adapter_files`."""
         address = self.settings.place.sft_adapter or str(self.environment.sft_adapter_path)
         return adapter_files(self.workshop, address, self.bucket)
+
+    def adopted(self) -> Artifact:
+        """The user's SFT adapter, checked and kept as an artifact. Raises FatalError where it is none."""
+        files = self.starting_adapter()
+        validate_adapter(next(iter(files.values())).parent)
+        return self.workshop.adopt(ADAPTER, files)
 
     def base(self) -> Base:
         """The user's base model. Raises FatalError as `known_base`."""
@@ -208,6 +218,20 @@ class ModalPlace(LocalPlace):
 
         super().__init__(settings)
         self.run = modal_run(settings.place.modal)
+
+    def running_server(self) -> Server:
+        """As in the place local; the vLLM on Modal, where its address is given, is one more replica."""
+        from nothing_gpt.jobs.modal_serve import ADAPTERS, Endpoint
+
+        server, place = super().running_server(), self.settings.place
+        if place.modal.serve_url is None:
+            return server
+        endpoint = Endpoint(place.modal, place.base_model or "", place.base_revision)
+        there = Redeployed(
+            place.modal.serve_url, server.name, server.base, server.api_key, ADAPTERS,
+            deploy=endpoint.deploy, deployed=endpoint.deployed,
+        )  # fmt: skip
+        return replace(server, replicas=(*server.replicas, there))
 
 
 class GKEPlace(LocalPlace):

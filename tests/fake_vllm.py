@@ -63,7 +63,7 @@ class FakeVLLM(ThreadingHTTPServer):
         self.root_of: dict[str, str] = {}
         """A path to show for a name, other than the one it was loaded from."""
         self.dead = False
-        self._paths: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
         self._weights: dict[str, bytes] = {}
         self._levels: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -79,14 +79,14 @@ class FakeVLLM(ThreadingHTTPServer):
 
     def served(self) -> dict[str, str]:
         """Each adapter's name and the path it was loaded from."""
-        return dict(self._paths)
+        return dict(self.paths)
 
     def answers_like(self, name: str, adapter: Path) -> bool:
         """Whether what answers under the name is the adapter in this folder."""
         return self._weights.get(name) == (adapter / "adapter_model.safetensors").read_bytes()
 
     def models(self) -> dict[str, Any]:
-        roots = {"base": "/models/base", **self._paths, **self.root_of}
+        roots = {"base": "/models/base", **self.paths, **self.root_of}
         return {"object": "list", "data": [{"id": name, "object": "model", "root": roots[name]} for name in roots]}
 
     def load(self, body: Mapping[str, Any]) -> Refusal:
@@ -97,22 +97,22 @@ class FakeVLLM(ThreadingHTTPServer):
                 return refusal
             if not (Path(path) / "adapter_config.json").is_file():
                 return 404, f"Loading lora {name} failed: No adapter found for {path}"
-            if name in self._paths and not in_place:
+            if name in self.paths and not in_place:
                 return 400, f"The lora adapter '{name}' has already been loaded. If ..."
-            if not (self.deaf and name in self._paths):
+            if not (self.deaf and name in self.paths):
                 self._put(name, path)
-            self._paths[name] = path
+            self.paths[name] = path
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, body: Mapping[str, Any]) -> Refusal:
-        if self._paths.pop(body["lora_name"], None) is None:
+        if self.paths.pop(body["lora_name"], None) is None:
             return 404, f"The lora adapter '{body['lora_name']}' cannot be found."
         return 200, "Success"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any] | None:
         """A completion, or None where the model is not served."""
         self.completions.append(body)
-        if body["model"] not in self._paths:
+        if body["model"] not in self.paths:
             return None
         count = body.get("n", 1)
         return {
@@ -126,7 +126,7 @@ class FakeVLLM(ThreadingHTTPServer):
 
     def _put(self, name: str, path: str) -> None:
         file = Path(path) / "adapter_model.safetensors"
-        self._paths[name], self._weights[name] = path, file.read_bytes()
+        self.paths[name], self._weights[name] = path, file.read_bytes()
         self._levels[name] = float(load_file(file)[f"{MODULE}.lora_B.weight"].mean())
 
     def _choice(self, body: dict[str, Any], index: int) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class ModalSettings(Group):
 
     app: str = Field(default="nothing-gpt", description="Name of the deployed app.")
     volume: str = Field(default="nothing-gpt", description="Volume for data, checkpoints and adapters.")
+    serve_url: str | None = Field(
+        default=None,
+        description="Address of the app's vLLM, https://WORKSPACE--nothing-gpt-serve.modal.run/v1: a promotion or a "
+        "rollback then deploys the app anew with the adapter; empty: it is left alone.",
+    )
     environment: str | None = Field(default=None, description="Modal environment; empty: your account's default.")
     running_hours: float = Field(
         default=12,
@@ -73,6 +78,11 @@ class PlaceSettings(Group):
     )
     serve_url: str | None = Field(
         default=None, description="local: address of vLLM, such as http://127.0.0.1:8000/v1; empty: SERVE_URL."
+    )
+    replicas: list[str] = Field(
+        default=[],
+        description="local: addresses of further vLLMs that serve the same, each its own and none behind a balancer; "
+        "runs ask only the one of serve_url, a promotion or a rollback reaches all.",
     )
     adapters_path: str | None = Field(
         default=None,

@@ -107,7 +107,7 @@ def modal_run(settings: ModalSettings) -> Run:
 
     def run(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         job = Job.of(module, arguments, environment)
-        with _clear_errors(settings):
+        with clear_errors(settings):
             named: dict[str, Any] = {"environment_name": settings.environment}
             function = modal.Function.from_name(settings.app, FUNCTION, **named).hydrate()
             volume = modal.Volume.from_name(settings.volume, create_if_missing=True, **named)
@@ -266,7 +266,7 @@ def _tidy(volume: modal.Volume, job: Job) -> None:
 
 
 @contextmanager
-def _clear_errors(settings: ModalSettings) -> Iterator[None]:
+def clear_errors(settings: ModalSettings) -> Iterator[None]:
     """Modal's exceptions as one line that says what to do."""
     try:
         yield
