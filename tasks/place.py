@@ -4,8 +4,9 @@ This is where the rooms of the library meet; no stage knows which place it works
 """
 
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -21,11 +22,12 @@ from nothing_gpt.dpo.order import train_elsewhere
 from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
+from nothing_gpt.replicas import addresses
 from nothing_gpt.serve.promote import Server, current_folder, versioned_name
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.vllm_admin import VLLM
@@ -39,6 +41,25 @@ class Models:
 
     base: Base
     start: Artifact
+
+
+def replicas_of(server: Server) -> list[Server]:
+    """A server at several addresses as one server each."""
+    return [replace(server, url=url) for url in addresses(server.url)]
+
+
+def on_each(replicas: Sequence[Server], act: Callable[[Server], None]) -> None:
+    """Acts on each; those that do not answer are left to themselves. Raises TransientError where none answers."""
+    silent = []
+    for replica in replicas:
+        try:
+            act(replica)
+        except TransientError as error:
+            silent.append(error)
+    if len(silent) == len(replicas):
+        raise silent[0]
+    for error in silent:
+        say(f"going on without a replica: {error}")
 
 
 class Place:
@@ -109,9 +130,12 @@ class Place:
 
         def connect() -> str:
             server = self.server(models)
+            on_each(replicas_of(server), load)
+            return server.url
+
+        def load(server: Server) -> None:
             if name not in server.admin.models():
                 server.load(self.workshop.store, name, folder)
-            return server.url
 
         identity = f"{weights} on {models.base.identity}"
         return Service(connect, name, identity, self.environment.serve_api_key)
@@ -151,8 +175,8 @@ class LocalPlace(Place):
         return self.running_server()
 
     def serves(self, current: Path) -> bool:
-        server = self.running_server()
-        return server.admin.models().get(server.name) == server.path(current)
+        replicas = replicas_of(self.running_server())
+        return all(replica.admin.models().get(replica.name) == replica.path(current) for replica in replicas)
 
     def running_server(self) -> Server:
         """The user's vLLM, which runs whether we do or not."""
