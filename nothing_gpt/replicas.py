@@ -22,6 +22,8 @@ EJECT_AFTER = 5
 FIRST_OUT_S = 1.0
 """Seconds that it is left out for; twice as long after each trial that fails, up to `LONGEST_OUT_S`."""
 LONGEST_OUT_S = 10.0
+LOOK_S = 30.0
+"""Seconds after which a list of models is given up."""
 
 
 def addresses(text: str) -> list[str]:
@@ -53,7 +55,8 @@ class Replica:
             FatalError: this is no OpenAI-compatible endpoint. TransientError: it does not answer.
         """
         try:
-            return {model.id: (model.model_extra or {}).get("root") async for model in self.client.models.list()}
+            models = self.client.models.list(timeout=LOOK_S)
+            return {model.id: (model.model_extra or {}).get("root") async for model in models}
         except openai.APIError as error:
             raise classify(error, self.url, self.model, self.key) from None
         except (AttributeError, TypeError, ValueError):
@@ -134,7 +137,7 @@ class Replicas:
             raise
         except TransientError as error:
             replica.failures += 1
-            if len(self._all) > 1 and replica.failures >= EJECT_AFTER:
+            if replica.out or (len(self._all) > 1 and replica.failures >= EJECT_AFTER):
                 self._leave_out(replica, error)
             raise
         except FatalError as error:

@@ -134,6 +134,21 @@ def test_each_trial_that_fails_doubles_the_time_out_up_to_a_limit() -> None:
     assert asyncio.run(run()) == [FIRST_OUT_S * factor for factor in (1, 2, 4, 8)] + [LONGEST_OUT_S] * 2
 
 
+def test_one_that_was_down_at_the_start_is_tried_again_as_seldom() -> None:
+    async def run() -> None:
+        room = Room()
+        room.a.root = "down"
+        await room.replicas.check()
+        room.clock.now = FIRST_OUT_S
+        with pytest.raises(TransientError, match="a: down"):
+            await room.ask()
+        assert (room.a.back_at, await room.ask()) == (3 * FIRST_OUT_S, "b")
+        room.a.root, room.clock.now = "weights", room.a.back_at
+        assert (await room.ask(), room.replicas.left) == ("a", 2)
+
+    asyncio.run(run())
+
+
 def test_one_that_comes_back_with_another_adapter_stays_out(capsys: pytest.CaptureFixture[str]) -> None:
     async def run() -> None:
         room = Room()
