@@ -1,6 +1,6 @@
 """What a second replica of an endpoint gives: one stage against one, two ... replicas of equal latency and slots.
 
-    python -m benchmarks.replicas [--replicas 1 2] [--prompts 60] [--latency 1] [--slots 4]
+    python -m benchmarks.replicas [--replicas 1 2] [--prompts 120] [--latency 1] [--slots 12]
 
 `speedup` is the serving time of the first number of replicas, divided by that of this one. The last line is JSON.
 """
@@ -37,9 +37,9 @@ def measured(replicas: int, prompts: int, pace: Pace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--prompts", type=int, default=120)
     parser.add_argument("--latency", type=float, default=1.0, help="seconds a sequence")
-    parser.add_argument("--slots", type=int, default=4, help="sequences that each replica works on at once")
+    parser.add_argument("--slots", type=int, default=12, help="sequences that each replica works on at once")
     given = parser.parse_args()
     runs = [measured(replicas, given.prompts, Pace(given.latency, given.slots)) for replicas in given.replicas]
     for run in runs:
