@@ -13,6 +13,7 @@ import pytest
 from nothing_gpt import endpoint as client
 from nothing_gpt import replicas as module
 from nothing_gpt.artifacts import Stage, Workshop
+from nothing_gpt.batch_api import BatchApi
 from nothing_gpt.config import PlaceSettings, SamplingSettings
 from nothing_gpt.dpo.generate_pairs import COMPLETIONS, generate_pairs
 from nothing_gpt.endpoint import Service
@@ -304,6 +305,11 @@ def test_an_outage_of_all_is_ridden_out(
         endpoint.script = [says("fine")] * 5 + [fails(503, "restarting")] * 12
     run = Run(at(service, fake.url, other.url), texts(60), concurrency=4)
     assert (len(run.replies), run.aside, run.error) == (60, {}, None)
+
+
+def test_a_batch_has_one_address(service: Service) -> None:
+    with pytest.raises(FatalError, match=r"judge\.batch: a batch is made at one address, and http://a, http://b are"):
+        BatchApi(at(service, "http://a", "http://b"), "judge", "tickets", lambda seconds: None)
 
 
 def test_rows_and_their_fingerprint_do_not_depend_on_the_replicas(
