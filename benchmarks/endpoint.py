@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -135,10 +135,7 @@ class Server:
         now = time.monotonic()
         body = await request.text()
         asked = json.loads(body)
-        # The system's and the first user's message: a judge that is asked again has the same opinion.
-        topic = key_of("\n".join(message["content"] for message in asked["messages"][:2]))
-        first = asked.get("seed") or 0
-        call = Call([f"{topic}/{first + index}" for index in range(asked.get("n") or 1)], now)
+        call = Call(sequences(asked), now)
         verdict = "response_format" in asked
         with self._ledger.flying(call):
             fault = self._fault(body, verdict, now)
@@ -148,7 +145,7 @@ class Server:
                 fault = OUTAGE
             if fault is None:
                 call.answered = time.monotonic()
-                return _ok(_completion(call, verdict))
+                return _ok(completion(call.sequences, verdict))
             self._ledger.faults[fault] += 1
             return await self._misbehave(request, call, verdict, fault)
 
@@ -174,7 +171,7 @@ class Server:
         if fault == HANG:
             await asyncio.sleep(NEVER_S)
         if fault == RESET or (fault == OUTAGE and len(self._ledger.calls) % 2):
-            return await _reset(request, _completion(call, verdict))
+            return await _reset(request, completion(call.sequences, verdict))
         if fault == "HTML":
             return web.Response(text="<html><body>Please log in.</body></html>", content_type="text/html")
         if status := AT_ONCE.get(fault):
@@ -184,11 +181,20 @@ class Server:
         spoils_text = fault in ("fenced JSON", "prose around JSON", "fewer choices")
         if spoils_text:  # still an answer, and paid for
             call.answered = time.monotonic()
-        return _ok(spoilt(_completion(call, verdict), fault))
+        return _ok(spoilt(completion(call.sequences, verdict), fault))
 
 
-def _completion(call: Call, verdict: bool) -> str:
-    texts = [_verdict(key) if verdict else scene(key) for key in call.sequences]
+def sequences(asked: dict[str, Any]) -> list[str]:
+    """A name for each completion that a request asks for."""
+    # The system's and the first user's message: a judge that is asked again has the same opinion.
+    topic = key_of("\n".join(message["content"] for message in asked["messages"][:2]))
+    first = asked.get("seed") or 0
+    return [f"{topic}/{first + index}" for index in range(asked.get("n") or 1)]
+
+
+def completion(names: Sequence[str], verdict: bool) -> str:
+    """The body of the answer with so many choices, each of which follows from its name."""
+    texts = [_verdict(key) if verdict else scene(key) for key in names]
     choices = [
         {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         for i, text in enumerate(texts)

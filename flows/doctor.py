@@ -3,7 +3,7 @@
 import asyncio
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flows.findings import Finding, within_limit
@@ -11,6 +11,7 @@ from nothing_gpt.config import EndpointSettings, Environment, Settings
 from nothing_gpt.embedded.serving import server_python
 from nothing_gpt.endpoint import Endpoint, Service
 from nothing_gpt.errors import NothingGPTError
+from nothing_gpt.replicas import addresses
 from nothing_gpt.store import Store, open_store
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import IN_BUCKET, bucket_workshop
@@ -99,18 +100,22 @@ def _cluster(settings: Settings) -> Iterator[Finding]:
 def _endpoints(settings: Settings) -> Iterator[Finding]:
     place, environment = settings.place, Environment()
     serve_url, key = place.serve_url or environment.serve_url, environment.serve_api_key
-    vllm = VLLM(serve_url, key.get_secret_value() if key else None)
     judge_url = place.judge_url or environment.openai_base_url
-    judge = Service(lambda: judge_url, settings.judge.model, settings.judge.model, environment.openai_api_key)
     forward = f"; `kubectl -n {place.gke.namespace} port-forward service/vllm 8000` brings the cluster's here"
-    for what, url, served, prevents, hint in (
-        ("vLLM", serve_url, vllm.models, "sampling, evaluation and promotion", forward if place.kind == "gke" else ""),
-        ("judge", judge_url, lambda: asyncio.run(_served(judge)), "judging and evaluation", ""),
-    ):
-        try:
-            yield Finding(f"{what} {url}: serves {', '.join(list(within_limit(served))[:5])}", True)
-        except NothingGPTError as error:
-            yield Finding(f"{what} {url}", False, f"prevents {prevents}; {error}{hint}")
+    hint = forward if place.kind == "gke" else ""
+    for url in addresses(serve_url):
+        vllm = VLLM(url, key.get_secret_value() if key else None)
+        yield _endpoint("vLLM", url, vllm.models, "sampling, evaluation and promotion", hint)
+    for url in addresses(judge_url):
+        judge = Service(lambda url=url: url, settings.judge.model, settings.judge.model, environment.openai_api_key)
+        yield _endpoint("judge", url, lambda judge=judge: asyncio.run(_served(judge)), "judging and evaluation", "")
+
+
+def _endpoint(what: str, url: str, served: Callable[[], Iterable[str]], prevents: str, hint: str) -> Finding:
+    try:
+        return Finding(f"{what} {url}: serves {', '.join(list(within_limit(served))[:5])}", True)
+    except NothingGPTError as error:
+        return Finding(f"{what} {url}", False, f"prevents {prevents}; {error}{hint}")
 
 
 async def _served(service: Service) -> list[str]:

@@ -43,7 +43,10 @@ class BatchApi:
             FatalError: an address that is none, or a key that can be none.
         """
         self.model, self.group, self.sleep = service.model, group, sleep
-        self.url, self._key = service.open()
+        urls, self._key = service.open()
+        if len(urls) > 1:
+            raise FatalError(f"{group}.batch: a batch is made at one address, and {', '.join(urls)} are several")
+        (self.url,) = urls
         self._tickets = tickets
         self._reached = False
         self._client = openai.OpenAI(

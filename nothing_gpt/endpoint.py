@@ -8,7 +8,6 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from nothing_gpt.config import EndpointSettings, Price
 from nothing_gpt.errors import BadRowError, FatalError, TransientError
 from nothing_gpt.progress import say
 from nothing_gpt.records import Message
+from nothing_gpt.replicas import Replica, Replicas, addresses
 from nothing_gpt.replies import Meter, RateLimitError, Reply, UnreachableError, classify, read_reply
+from nothing_gpt.window import Window
 
 AHEAD = 1.2
 """Sequences sent for each that the endpoint works on: what waits there fills a place the moment one is free."""
@@ -52,21 +53,23 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class Service:
-    """Something that answers, not yet opened: `connect` gives its address and may start it, so that nothing is
-    started where nothing is to be asked. `identity` says what answers, whatever its address or the name it goes by."""
+    """Something that answers, not yet opened: `connect` gives its address (its replicas', with commas between) and may
+    start it, so that nothing is started where nothing is to be asked. `identity` says what answers, whatever its
+    addresses, their number or the name it goes by."""
 
     connect: Callable[[], str]
     model: str
     identity: str
     api_key: SecretStr | None = None
 
-    def open(self) -> tuple[str, str]:
-        """The address and the key to send. Raises FatalError for an address that is none, or a key that can be none."""
-        url = self.connect()
-        key = checked_key(self.api_key, url)
-        if not url.startswith(("http://", "https://")):
-            raise FatalError(f"{url}: no address of an endpoint; write it as http://host:port/v1")
-        return url, key or "none"
+    def open(self) -> tuple[list[str], str]:
+        """The addresses and the key to send. Raises FatalError for no address, or a key that can be none."""
+        urls = addresses(self.connect())
+        (key,) = {checked_key(self.api_key, url) for url in urls}
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise FatalError(f"{url}: no address of an endpoint; write it as http://host:port/v1")
+        return urls, key or "none"
 
 
 def checked_key(secret: SecretStr | None, url: str) -> str:
@@ -88,47 +91,6 @@ def price_of(model: str, settings: EndpointSettings, group: str) -> Price | None
     return price
 
 
-class Window:
-    """How many sequences may be in flight: additive increase, multiplicative decrease, between 1 and `most`.
-
-    Whoever has waited longest is let in first, but before all a request that is tried again.
-    """
-
-    def __init__(self, most: int):
-        self.most = most
-        self.limit = float(most)
-        self._used = 0
-        self._waiting = deque[tuple[int, asyncio.Future[None]]]()
-        self._shrunk = -math.inf
-
-    async def acquire(self, sequences: int, again: bool = False) -> None:
-        place = asyncio.get_running_loop().create_future()
-        (self._waiting.appendleft if again else self._waiting.append)((sequences, place))
-        self._admit()
-        await place
-
-    def release(self, sequences: int) -> None:
-        self._used -= sequences
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and (self._used == 0 or self._used + self._waiting[0][0] <= self.limit):
-            sequences, place = self._waiting.popleft()
-            if not place.done():  # or whoever waited was cancelled
-                self._used += sequences
-                place.set_result(None)
-
-    def grow(self, sequences: int) -> None:
-        """Widens it for so many sequences that came: by one when all that may be in flight have come."""
-        self.limit = min(self.most, self.limit + sequences / self.limit)
-
-    def shrink(self) -> None:
-        """Halves the window, at most once a second: the refusals of one burst are one signal."""
-        if time.monotonic() - self._shrunk > 1:
-            self._shrunk = time.monotonic()
-            self.limit = max(1.0, self.limit / 2)
-
-
 class Endpoint:
     """A connection to one service. An async context manager."""
 
@@ -148,9 +110,11 @@ class Endpoint:
         """
         price = price_of(service.model, settings, group)
         self.model = service.model
-        self.url, self._key = service.open()
+        urls, self._key = service.open()
+        self.url = ", ".join(urls)
         self.meter = meter or Meter(price)
-        self.window = Window(int(AHEAD * settings.concurrency))
+        self._share = int(AHEAD * settings.concurrency)
+        self.window = Window(self._share * len(urls))
         self._group = group
         self._most_usd = settings.max_cost_usd if settings.max_cost_usd is not None else math.inf
         self._reserved_usd = 0.0
@@ -171,19 +135,25 @@ class Endpoint:
         self._aside = 0
         limits = httpx2.Limits(max_connections=self.window.most + 4, max_keepalive_connections=self.window.most + 4)
         timeout = openai.Timeout(TIMEOUT_S, connect=10)
-        self._client = openai.AsyncOpenAI(
-            base_url=self.url,
-            api_key=self._key,
-            max_retries=0,
-            timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(limits=limits, timeout=timeout),
+        self._http = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+        self.replicas = Replicas([self._replica(url, timeout) for url in urls])
+
+    def _replica(self, url: str, timeout: openai.Timeout) -> Replica:
+        client = openai.AsyncOpenAI(
+            base_url=url, api_key=self._key, max_retries=0, timeout=timeout, http_client=self._http
         )
+        return Replica(url, self.model, client, self._key)
 
     async def __aenter__(self) -> Self:
+        try:
+            await self.replicas.check()
+        except BaseException:
+            await self._http.aclose()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self._http.aclose()
 
     async def each(
         self, jobs: Iterable[Job], sequences: Callable[[Job], int], handle: Callable[[Job], Awaitable[None]]
@@ -240,50 +210,39 @@ class Endpoint:
                         await self._step_aside(wait, n)
 
     async def served(self) -> list[str]:
-        """Names of the models that the endpoint serves.
+        """Names of the models that the endpoint serves, of several replicas the first.
 
         Raises:
             FatalError: this is no OpenAI-compatible endpoint. TransientError: it does not answer.
         """
-        try:
-            return [model.id async for model in self._client.models.list()]
-        except openai.APIError as error:
-            raise classify(error, self.url, self.model, self._key) from None
-        except (AttributeError, TypeError, ValueError):
-            raise FatalError(
-                f"{self.url}: not an OpenAI-compatible endpoint (its /models is not a list of models); "
-                "check the address, which usually ends in /v1"
-            ) from None
-
-    async def is_there(self) -> bool:
-        """Whether it answers at all, if not this or that request."""
-        try:
-            await self.served()
-        except TransientError:
-            return False
-        except FatalError:  # an answer all the same
-            return True
-        return True
+        return await self.replicas.served()
 
     async def _ask(self, request: dict[str, Any], sequences: int) -> Reply:
         while (wait := self._pause_until - time.monotonic()) > 0 and not self._failure:
             await self._pause(wait)
         if self._failure:
             raise self._failure
-        started = time.monotonic()
+        try:
+            async with self.replicas.one() as replica:
+                return await self._ask_at(replica, request, sequences)
+        finally:
+            self.window.resize(self._share * self.replicas.left)
+
+    async def _ask_at(self, replica: Replica, request: dict[str, Any], sequences: int) -> Reply:
+        started, url = time.monotonic(), replica.url
         try:
             # The raw response: parsing it into the client's models takes longer than all that we do with it.
             async with asyncio.timeout(TIMEOUT_S):  # the client's own is for each read, however little it brings
-                response = await self._client.post("/chat/completions", body=request, cast_to=httpx2.Response)
+                response = await replica.client.post("/chat/completions", body=request, cast_to=httpx2.Response)
         except TimeoutError:
-            raise TransientError(f"{self.url}: no answer in {TIMEOUT_S:.0f} s") from None
-        except openai.NotFoundError as error:
-            raise await self._explain_missing(error) from None
+            raise TransientError(f"{url}: no answer in {TIMEOUT_S:.0f} s") from None
+        except openai.NotFoundError:
+            raise await replica.explain_missing() from None
         except openai.APIError as error:
-            raise classify(error, self.url, self.model, self._key) from None
+            raise classify(error, url, self.model, self._key) from None
         if "html" in response.headers.get("content-type", "") and not self.meter.calls:
-            await self.served()  # which says so where this is no endpoint at all
-        reply = read_reply(response.content, self.url, self._key)
+            await replica.served()  # which says so where this is no endpoint at all
+        reply = read_reply(response.content, url, self._key)
         self.meter.count(reply, time.monotonic() - started)  # whoever answered, it is paid for
         self._check_model(reply.model)
         self._last_answer = time.monotonic()
@@ -317,13 +276,6 @@ class Endpoint:
             f"{self.url}: {self.model} was answered by {self._answered_by}, and now by {name}; what was answered is "
             f"kept; set {self._group}.model to the model that all rows shall come from, and run again"
         )
-
-    async def _explain_missing(self, error: openai.NotFoundError) -> FatalError:
-        try:
-            names = ", ".join(await self.served()) or "nothing"
-        except (FatalError, TransientError):
-            return FatalError(f"{self.url}: not an OpenAI-compatible endpoint (404); the address usually ends in /v1")
-        return FatalError(f"{self.url}: does not serve {self.model!r}; it serves: {names}")
 
     @asynccontextmanager
     async def _reserving(self, usd: float, sequences: int) -> AsyncIterator[None]:
@@ -416,7 +368,7 @@ class _Patience:
             silent > (DEADLINE_S if limited else OUTAGE_S)
             and only_such_left
             and has_answered
-            and await endpoint.is_there()
+            and await endpoint.replicas.is_there()
         ):
             raise BadRowError(f"{error} ({self._attempts} times)", attempts=self._attempts)
         retry_after = error.retry_after if isinstance(error, RateLimitError) else 0.0

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 
 from nothing_gpt.artifacts import lease
 from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.positions import HASH_BYTES, Positions
 from nothing_gpt.store import Store
 
 FLUSH_SECONDS = 0.5
@@ -32,7 +33,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 class Journal:
     """The rows of one partition. A context manager; safe to use from several threads.
 
-    A row costs about 150 bytes of memory, whatever its size: the index holds a hash of its key and its position, and
+    A row costs about 60 bytes of memory, whatever its size: the index holds a hash of its key and its position, and
     the row stays in the store until it is read.
     """
 
@@ -44,10 +45,11 @@ class Journal:
         self._writer = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(3)}"
         self._written = 0
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._pending: dict[bytes, bytes] = {}
         self._flushing: dict[bytes, bytes] = {}
         self._segments: list[str] = []
-        self._index: dict[bytes, int] = {}
+        self._index = Positions()
         self._open: tuple[int, BinaryIO] | None = None
         self._failure: BaseException | None = None
         self._closing = threading.Event()
@@ -102,7 +104,7 @@ class Journal:
         try:
             return json.loads(line.decode())["row"]
         except ValueError:
-            self._index.pop(hashed, None)
+            self._index.discard(hashed)
             return default
 
     def __len__(self) -> int:
@@ -133,15 +135,16 @@ class Journal:
                 return
 
     def _flush(self) -> None:
-        with self._lock:
-            self._flushing, self._pending = self._flushing | self._pending, {}
-        if not self._flushing:
-            return
-        segment = self._write(self._flushing.values())
-        with self._lock:
-            _index_lines(self._index, len(self._segments), self._flushing.items())
-            self._segments.append(segment)
-            self._flushing = {}
+        with self._writing:  # one at a time: the flusher may be at it when `alone` ends
+            with self._lock:
+                self._flushing, self._pending = self._flushing | self._pending, {}
+            if not self._flushing:
+                return
+            segment = self._write(self._flushing.values())
+            with self._lock:
+                _index_lines(self._index, len(self._segments), self._flushing.items())
+                self._segments.append(segment)
+                self._flushing = {}
 
     def _write(self, lines: Iterable[bytes]) -> str:
         """A new segment of these lines."""
@@ -178,7 +181,7 @@ class Journal:
         """Indexes all segments, from the start again where another run merges its own meanwhile."""
         self._close_segment()
         while True:
-            index: dict[bytes, int] = {}
+            index = Positions()
             segments = [*self._store.list(self._folder)]
             try:
                 for number, segment in enumerate(segments):
@@ -209,13 +212,13 @@ class Journal:
         for number in segments:
             position = number << _OFFSET_BITS
             for hashed, line in _lines(self._store.fetch(self._segments[number])):
-                if self._index.get(hashed) == position:
+                if hashed and self._index.get(hashed) == position:
                     yield line
                 position += len(line)
 
 
 def _hash(encoded_key: bytes) -> bytes:
-    return hashlib.blake2b(encoded_key, digest_size=16).digest()
+    return hashlib.blake2b(encoded_key, digest_size=HASH_BYTES).digest()
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -227,10 +230,10 @@ def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
             yield _hash(line[len(_START) : end]) if end > 0 else b"", line
 
 
-def _index_lines(index: dict[bytes, int], segment: int, lines: Iterable[tuple[bytes, bytes]]) -> None:
+def _index_lines(index: Positions, segment: int, lines: Iterable[tuple[bytes, bytes]]) -> None:
     """Notes where each line of a segment is. A key that is there already keeps its row."""
     position = segment << _OFFSET_BITS
     for hashed, line in lines:
         if hashed:
-            index.setdefault(hashed, position)
+            index.add(hashed, position)
         position += len(line)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar, overload
 
 from nothing_gpt.errors import FatalError
+from nothing_gpt.positions import HASH_BYTES, Positions
 
 ROLES = ("system", "user", "assistant")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
@@ -168,16 +169,16 @@ def read_prompts(*paths: Path) -> tuple[Rows[Prompt], int]:
         FatalError: missing or empty file, a line that is not JSON or holds no valid prompt.
     """
     prompts = Rows(paths, lambda identity, row: Prompt(identity, _messages(row["prompt"])))
-    seen: set[bytes] = set()
+    seen = Positions()
     duplicates = 0
     for number, path in enumerate(paths):
         before = len(prompts) + duplicates
         for line, offset, row in _lines(path):
             identity = digest(checked_messages(row, "prompt", f"{path}, line {line}"))
-            if (short := bytes.fromhex(identity[:32])) in seen:
+            if (short := bytes.fromhex(identity[: 2 * HASH_BYTES])) in seen:
                 duplicates += 1
                 continue
-            seen.add(short)
+            seen.add(short, len(prompts))
             prompts.note(number, offset, identity)
         if len(prompts) + duplicates == before:
             raise FatalError(f'{path}: holds no prompts; each line must be {{"prompt": [{{role, content}}, ...]}}')

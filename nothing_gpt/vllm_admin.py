@@ -28,11 +28,13 @@ class NoAdapterThere(FatalError):
 class VLLM:
     """One server, at `base_url` with or without `/v1`; `api_key` is what it was started with as `--api-key`.
 
-    Every method raises TransientError where nothing answers or the server is overloaded, and FatalError,
-    saying what to change, where asking again would not help.
+    Raises FatalError for several addresses. Every method raises TransientError where nothing answers or the server is
+    overloaded, and FatalError, saying what to change, where asking again would not help.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        if "," in base_url:
+            raise FatalError(f"{base_url}: several addresses, and this is done at one server; give one of them")
         self.url = base_url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._api_key = SecretStr(api_key or "")
         self._tls = httpx.create_ssl_context()

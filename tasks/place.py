@@ -4,7 +4,7 @@ This is where the rooms of the library meet; no stage knows which place it works
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,13 +22,14 @@ from nothing_gpt.dpo.order import train_elsewhere
 from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.given import ADAPTER, adapter_files, prompts_file
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest
+from nothing_gpt.replicas import addresses
 from nothing_gpt.serve.fetch import CURRENT
 from nothing_gpt.serve.promote import current_folder
 from nothing_gpt.serve.registry import read_registry
@@ -48,6 +49,20 @@ class Models:
 
     base: Base
     start: Artifact
+
+
+def on_each(replicas: Sequence[Server], act: Callable[[Server], object]) -> None:
+    """Acts on each; those that do not answer are left to themselves. Raises TransientError where none answers."""
+    silent = []
+    for replica in replicas:
+        try:
+            act(replica)
+        except TransientError as error:
+            silent.append(error)
+    if len(silent) == len(replicas):
+        raise silent[0]
+    for error in silent:
+        say(f"going on without a replica: {error}")
 
 
 class Place:
@@ -130,10 +145,9 @@ class Place:
         name = versioned_name(self.settings.sampling.model, weights)
 
         def connect() -> str:
-            server = self.server(models)
-            if name not in server.admin.models():
-                server.load(self.workshop.store, name, folder)
-            return server.url
+            replicas = [one for one in self.server(models).each if not isinstance(one, Redeployed)]
+            on_each(replicas, lambda one: one.ready(self.workshop.store, folder))
+            return ",".join(one.url for one in replicas)
 
         identity = f"{weights} on {models.base.identity}"
         return Service(connect, name, identity, self.environment.serve_api_key)
@@ -176,18 +190,21 @@ class LocalPlace(Place):
         return not self.running_server().strays(current)
 
     def running_server(self) -> Server:
-        """The user's vLLM, which runs whether we do or not."""
+        """The user's vLLM with its replicas, which run whether we do or not."""
         place, key = self.settings.place, self.environment.serve_api_key
         base = Path(place.base_model or "")
-        server = Server(
-            place.serve_url or self.environment.serve_url,
-            self.settings.sampling.model,
-            base if (base / "config.json").is_file() else None,
-            key.get_secret_value() if key else None,
-            place.adapters_path,
-        )
+        first, *others = [
+            Server(
+                url,
+                self.settings.sampling.model,
+                base if (base / "config.json").is_file() else None,
+                key.get_secret_value() if key else None,
+                place.adapters_path,
+            )
+            for url in addresses(place.serve_url or self.environment.serve_url)
+        ]
         link = None if place.adapters_path else Path(place.data).absolute() / CURRENT
-        return replace(server, replicas=tuple(replace(server, url=url) for url in place.replicas), link=link)
+        return replace(first, replicas=tuple(others), link=link)
 
     def judge(self) -> Service:
         settings = self.settings

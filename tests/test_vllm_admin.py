@@ -226,3 +226,8 @@ def test_waiting_too_long_is_transient(server: FakeVLLM) -> None:
     server.answers["/health"] = (503, "")
     with pytest.raises(TransientError, match=r"not ready after 0\.05 s"):
         VLLM(server.url).wait_until_healthy(0.05, interval_s=0.01)
+
+
+def test_several_addresses_are_no_server() -> None:
+    with pytest.raises(FatalError, match="several addresses, and this is done at one server"):
+        VLLM("http://a:8000/v1,http://b:8000/v1")

@@ -45,7 +45,12 @@ class Price(Group):
 class EndpointSettings(Group):
     """What all traffic to an endpoint has: how much at once, how many rows may fail, and what it may cost."""
 
-    concurrency: int = Field(default=32, ge=1, le=4096, description="Sequences that the endpoint works on at once.")
+    concurrency: int = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="Sequences that the endpoint works on at once; of several replicas, each.",
+    )
     max_failed_share: float = Field(
         default=0.01,
         ge=0,
@@ -96,7 +101,7 @@ class SamplingSettings(EndpointSettings):
         default=32,
         ge=1,
         le=4096,
-        description="Sequences in flight at once; the server's max-num-seqs is the most that helps.",
+        description="Sequences in flight at once, at each replica; the server's max-num-seqs is the most that helps.",
     )
     line_filter: bool = Field(
         default=False,

@@ -1,10 +1,18 @@
 """Where the engines are and where results are kept."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nothing_gpt.config.group import Group
+
+
+def _listed(value: Any) -> Any:
+    return ",".join(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value
+
+
+Addresses = Annotated[str, BeforeValidator(_listed)]
+"""One address, or with commas between or as a list those of several replicas, among which requests are spread."""
 
 
 class GKESettings(Group):
@@ -76,20 +84,19 @@ class PlaceSettings(Group):
         description="Prefect block with the bucket's credentials, gcp-credentials/NAME or gcs-bucket/NAME; "
         "empty: Application Default Credentials, which are also Workload Identity.",
     )
-    serve_url: str | None = Field(
-        default=None, description="local: address of vLLM, such as http://127.0.0.1:8000/v1; empty: SERVE_URL."
-    )
-    replicas: list[str] = Field(
-        default=[],
-        description="local: addresses of further vLLMs that serve the same, each its own and none behind a balancer; "
-        "runs ask only the one of serve_url, a promotion or a rollback reaches all.",
+    serve_url: Addresses | None = Field(
+        default=None,
+        description="local: address of vLLM, such as http://127.0.0.1:8000/v1, or of several with commas between, each "
+        "of which works on sampling.concurrency sequences at once; empty: SERVE_URL.",
     )
     adapters_path: str | None = Field(
         default=None,
         description="gke: folder in which a vLLM elsewhere finds the adapters that its fetcher brings, such as "
         "/mnt/adapters of k8s/serve.yaml; empty: vLLM sees the data folder under the same path.",
     )
-    judge_url: str | None = Field(default=None, description="local: address of the judge; empty: OPENAI_BASE_URL.")
+    judge_url: Addresses | None = Field(
+        default=None, description="local: address of the judge, or of several; empty: OPENAI_BASE_URL."
+    )
     base_model: str | None = Field(
         default=None, description="local: base model that is trained, a folder or a hub name."
     )

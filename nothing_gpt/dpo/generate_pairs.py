@@ -19,6 +19,7 @@ from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError, exits_cleanly
 from nothing_gpt.progress import say
 from nothing_gpt.records import CompletionSet, read_jsonl, read_prompts
+from nothing_gpt.replicas import addresses
 from nothing_gpt.sampling import Sampling, SetAside
 from nothing_gpt.store import open_store, reporting_disk
 from nothing_gpt.vllm_admin import VLLM
@@ -97,14 +98,24 @@ def main() -> None:
 
 
 def _identity(environment: Environment, model: str) -> str:
-    """What tells the adapter that answers from others: its digest, else its path at the server, else its name."""
+    """What tells the adapter that answers from others: its digest, else its path at the server, else its name.
+
+    Raises:
+        FatalError: replicas serve different ones. TransientError: one does not answer, so that this is not known.
+    """
     api_key = environment.serve_api_key.get_secret_value() if environment.serve_api_key else None
-    root = VLLM(environment.serve_url, api_key).models().get(model)
-    if root and (Path(root) / WEIGHTS).is_file():
-        return adapter_digest(Path(root))  # one trained anew into the same folder is another one
-    known = f"path {root}" if root else "name"
-    say(f"{environment.serve_url}: {model} is known by its {known} alone; another adapter there would not be noticed")
-    return root or model
+    found = {}
+    for url in addresses(environment.serve_url):
+        root = VLLM(url, api_key).models().get(model)
+        if root and (Path(root) / WEIGHTS).is_file():
+            found[url] = adapter_digest(Path(root))  # one trained anew into the same folder is another one
+            continue
+        known = f"path {root}" if root else "name"
+        say(f"{url}: {model} is known by its {known} alone; another adapter there would not be noticed")
+        found[url] = root or model
+    if len({*found.values()}) > 1:
+        raise FatalError(f"SERVE_URL: {' and '.join(found)} serve different adapters as {model}; load the same at each")
+    return found.popitem()[1]
 
 
 if __name__ == "__main__":

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.config import SamplingSettings
-from nothing_gpt.dpo.generate_pairs import COMPLETIONS, SET_ASIDE, generate_pairs
+from nothing_gpt.config import Environment, SamplingSettings
+from nothing_gpt.dpo.generate_pairs import COMPLETIONS, SET_ASIDE, _identity, generate_pairs
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import Prompt, read_jsonl, write_jsonl
 from nothing_gpt.store import open_store
 from tests.conftest import Start
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, fails, last, says
+from tests.fake_vllm import save_adapter, serving_adapters
 from tests.samples import prompts
 
 pytestmark = pytest.mark.usefixtures("hasty")
@@ -197,3 +199,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_repeats_nothing_that_was_wri
     fake.answer = plain
     undisturbed = Workshop(open_store(str(tmp_path / "other")), tmp_path / "other-work")
     assert generate_pairs(undisturbed, given(undisturbed, 80), SETTINGS, service).digest == out.strip()
+
+
+def test_the_guides_command_knows_an_adapter_at_every_replica(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving_adapters() as one, serving_adapters() as other:
+        environment = Environment(serve_url=f"{one.url},{other.url}")
+        one.serve("seinfeld", save_adapter(tmp_path / "a", 0.5))
+        other.serve("seinfeld", save_adapter(tmp_path / "copy of a", 0.5))
+        assert _identity(environment, "seinfeld") == adapter_digest(tmp_path / "a")
+        other.serve("seinfeld", save_adapter(tmp_path / "b", 0.6))
+        with pytest.raises(FatalError, match=f"{one.url} and {other.url} serve different adapters as seinfeld"):
+            _identity(environment, "seinfeld")

@@ -271,10 +271,13 @@ def test_the_doctor_finds_nothing_wrong_where_all_answers(
     program: Call, tmp_path: Path, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.doctor._packages", list)
-    urls = ["--set", f"place.serve_url={fake.url}", "--set", f"place.judge_url={fake.url}", "--set", "judge.model=fake"]
+    replicas = f"{fake.url},{fake.url.replace('127.0.0.1', 'localhost')}"
+    urls = ["--set", f"place.serve_url={replicas}", "--set", f"place.judge_url={fake.url}", "--set", "judge.model=fake"]
     ended = program("doctor", *local(prompts_file(tmp_path, 5)), *urls)
     assert (ended.code, ended.err) == (0, "")
-    assert f"ok       judge {fake.url}: serves fake" in ended.out.splitlines()
+    lines = ended.out.splitlines()
+    assert f"ok       judge {fake.url}: serves fake" in lines
+    assert [f"ok       vLLM {url}: serves fake" in lines for url in replicas.split(",")] == [True, True]
 
 
 def test_the_doctor_says_that_the_data_folder_cannot_be_used(program: Call, data: Path) -> None:
