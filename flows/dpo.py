@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from flows.approval import approval, check_askable
 from flows.record import RunRecord, StageName
+from flows.serving import agree
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
     GateSettings,
@@ -149,6 +150,7 @@ def dpo_pipeline(
             return record.stage("approval", lambda: approval(workshop.store, evidence, group, describe))
 
         try:
+            agree(engines)
             chain(engines, step, approve)
         except _Reached:
             pass

@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.schemas.automations import EventTrigger
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed, Scheduled
 
 from flows.provision import LIMITS, provision
@@ -32,7 +33,9 @@ from nothing_gpt.loading import PRESETS, Preset, compose, load_settings
 from nothing_gpt.processes import Child
 from nothing_gpt.serve.registry import read_registry
 from tests.chain.processes import REPOSITORY
+from tests.flows.conftest import Call
 from tests.flows.fakes import Engines, engines
+from tests.flows.test_adapters import Stand
 
 FILE = REPOSITORY / "deployments" / "prefect.yaml"
 GROUPS = [*Settings.model_fields]
@@ -98,9 +101,9 @@ def fake(client: SyncPrefectClient, deployed: object, tmp_path_factory: pytest.T
     """The same deployments on this machine, but of a flow that trains nothing."""
     file = tmp_path_factory.mktemp("fake") / "prefect.yaml"
     entries = written()
-    del entries["gke"]["pull"]
     for entry in entries.values():
-        entry |= {"entrypoint": "tests/flows/fake_flow.py:dpo_pipeline"}
+        entry.pop("pull", None)
+        entry["entrypoint"] = entry["entrypoint"].replace("flows/dpo.py", "tests/flows/fake_flow.py")
         entry["work_pool"]["name"] = "local"
     file.write_text(yaml.safe_dump({"name": "nothing-gpt", "deployments": [*entries.values()]}))
     told = tell(*command("deploy", "--all", "--no-prompt", "--prefect-file", str(file)))
@@ -170,7 +173,8 @@ def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 @pytest.mark.timeout(300)
 def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: dict[str, DeploymentResponse]) -> None:
     assert {name: found.tags for name, found in deployed.items()} == {
-        "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"]
+        "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"],
+        "rollback": ["dpo", "embedded", "rollback"], "rollback-gke": ["dpo", "gke", "rollback"],
     }  # fmt: skip
     for found in deployed.values():
         assert found.description
@@ -186,6 +190,9 @@ def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: di
         assert all("description" in field or "$ref" in field for field in fields.values()), group
     assert schema["definitions"]["TrainingSettings"]["properties"]["beta"]["exclusiveMinimum"] == 0
     assert "replaced as a whole" in schema["properties"]["training"]["description"]
+    schema = deployed["rollback"].parameter_openapi_schema or {}
+    assert schema["required"] == ["reason"]
+    assert "why" in schema["properties"]["reason"]["description"].lower()
 
 
 @pytest.mark.prefect
@@ -227,6 +234,28 @@ def test_the_script_of_the_ci_ends_well_only_where_the_adapter_was_promoted(
     wrong = tell("scripts/run-deployment", "dpo-pipeline/gke", "-p", 'training={"beta": -1}')
     assert wrong.returncode == 1
     assert "beta" in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(300)
+def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
+    client: SyncPrefectClient, workers: Workers, deployed: dict[str, DeploymentResponse], place: Engines, call: Call
+) -> None:
+    stand = Stand.at(place, call)
+    first, second = stand.trained(0.5), stand.trained(0.75)
+    for adapter in (first, second):
+        stand.register(adapter)
+    where = {"place": parameters(place)["place"]}
+    with pytest.raises(PrefectHTTPStatusError, match=r"422|409"):
+        client.create_flow_run_from_deployment(deployed["rollback"].id, parameters=where | {"reason": ""})
+    run = client.create_flow_run_from_deployment(deployed["rollback"].id, parameters=where | {"reason": "too rude"})
+    state = ended(client, run).state
+    assert state
+    assert (state.name, state.message) == ("Completed", "seinfeld is version 1 again")
+    assert stand.serves(first)
+    taken_back = stand.registry.versions[1].taken_back
+    assert taken_back
+    assert (taken_back.reason, taken_back.by) == ("too rude", f"Prefect's run {run.name}")
 
 
 @pytest.mark.prefect
