@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.approval import approval, check_askable
 from flows.record import RunRecord, StageName
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
@@ -23,11 +24,15 @@ from nothing_gpt.config import (
     Settings,
     TrainingSettings,
 )
+from nothing_gpt.dpo.evaluate import COMPARISONS
 from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.errors import FatalError
 from nothing_gpt.loading import Preset, compose
+from nothing_gpt.report.approval import question
 from nothing_gpt.report.summary import decision
-from nothing_gpt.serve.registry import Version
+from nothing_gpt.serve.promote import is_current
+from nothing_gpt.serve.registry import Approval, Version, read_registry
+from tasks.approval import Evidence
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.generate_pairs import generate_pairs
@@ -43,9 +48,11 @@ from tasks.train import train
 
 Step = Callable[..., Any]
 """`step(task, place, *inputs)` does one stage and returns its result."""
+Approve = Callable[[Evidence], Approval | None]
+"""Asks a person where one is to be asked, and does not return where he rejects."""
 
 
-def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
+def chain(place: EmbeddedPlace | LocalPlace, step: Step, approve: Approve = lambda _: None) -> None:
     """What follows what. A decision that does not pass must end it in `step`."""
     files = [Path(path) for path in place.settings.prompts.paths]
     if isinstance(place, EmbeddedPlace):
@@ -61,9 +68,11 @@ def chain(place: EmbeddedPlace | LocalPlace, step: Step) -> None:
     judged = step(judge, place, completions)
     preferences = step(pairs, place, completions, judged)
     candidate = step(train, place, models, preferences)
-    evaluation = step(evaluate, place, models, asked, candidate)
+    registry = read_registry(place.workshop.store)  # once: what is compared with is what may be replaced
+    evaluation = step(evaluate, place, models, asked, candidate, registry)
     decision = step(gate, place, preferences, candidate, evaluation)
-    step(promote, place, models, candidate, evaluation, decision)
+    evidence = Evidence(candidate, evaluation, decision, registry)
+    step(promote, place, models, evidence, approve(evidence))
 
 
 @flow(name="dpo-pipeline", validate_parameters=True)
@@ -107,9 +116,10 @@ def dpo_pipeline(
     )
     settings = compose(groups, preset, overrides)
     settings.check_chain()
+    check_askable(settings.gate)
     with secrets_from_blocks(), open_place(settings) as engines:
         engines.workshop.refresh = dict.fromkeys(refresh, flow_run.id or "")
-        record = RunRecord(engines.workshop, settings)
+        record = RunRecord(engines.workshop, settings, flow_run.id or "")
 
         def step(task: Any, *inputs: Any) -> Any:
             # Called, not submitted: in this thread Ctrl-C ends the work, in a worker's it would wait for its end.
@@ -122,20 +132,32 @@ def dpo_pipeline(
                 raise _Reached
             return result
 
-        def publish() -> Any:
-            summary = record.finish()
+        def publish(waits_until: float | None = None) -> dict[str, Any]:
+            summary = record.finish(waits_until)
             show_run(summary, record.plots)
-            return Completed(message=decision(summary).headline, data=summary)
+            return summary
+
+        def approve(evidence: Evidence) -> Approval | None:
+            workshop, group = engines.workshop, settings.gate
+            if group.approval == "off" or is_current(workshop.store, workshop.folder(evidence.candidate)):
+                return None
+
+            def describe(until: float) -> str:
+                return question(publish(until), evidence.registry.current, record.rows("evaluate", COMPARISONS))
+
+            return record.stage("approval", lambda: approval(workshop.store, evidence, group, describe))
 
         try:
-            chain(engines, step)
+            chain(engines, step, approve)
         except _Reached:
             pass
         except Exception:
             with suppress(Exception):  # why the run failed matters more than that its report did
                 publish()
             raise
-        return publish()
+        summary = publish()
+        done: Any = Completed(message=decision(summary).headline, data=summary)
+        return done
 
 
 class _Reached(Exception):

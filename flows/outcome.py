@@ -11,6 +11,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
 
 PROMOTED = "Promoted"
 """How the message of a run begins that did."""
@@ -23,10 +24,11 @@ def outcome(run_id: UUID) -> tuple[bool, str]:
         reports: list[Artifact] = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["dpo-report"])),
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])),
+            sort=ArtifactSort.CREATED_DESC,
         )
     name, message = (state.name, state.message or "") if state else ("Unknown", "")
     promoted = bool(state and state.is_completed()) and message.startswith(PROMOTED)
-    return promoted, "\n\n".join([f"{name}: {message}", *(str(report.data) for report in reports[-1:])])
+    return promoted, "\n\n".join([f"{name}: {message}", *(str(report.data) for report in reports[:1])])
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def automations(client: SyncPrefectClient) -> list[AutomationCore]:
     made = [
         _automation(
             "a dead run is marked",
-            _trigger([beat, *_TERMINAL], after=[beat], within=DEAD_AFTER),
+            _trigger([beat, "Suspended", *_TERMINAL], after=[beat], within=DEAD_AFTER),
             _crash("Its process died or lost its machine; Retry goes on where it stopped."),
         ),
         _automation(

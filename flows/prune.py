@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.record import last_run
+from flows.record import last_run, waiting_runs
 from nothing_gpt.artifacts import MANIFEST, Workshop, live_leases
 from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
 from nothing_gpt.dpo.order import BASES, JOBS, base_folder
@@ -59,11 +59,12 @@ def _refuse_beside_a_run(store: Store) -> None:
 
 
 def _referenced(workshop: Workshop) -> set[str]:
-    """Keys of the artifacts that the last run and every promoted version stand on."""
-    run = last_run(workshop.store)
-    summary = json.loads(workshop.store.read(f"{run}/summary.json") or b"{}") if run else {}
-    waiting = [version.artifact for version in read_registry(workshop.store).versions]
-    waiting += [stage["artifact"] for stage in summary.get("stages", {}).values() if stage.get("artifact")]
+    """Keys of the artifacts that the last run, those that wait for a person, and every promoted version stand on."""
+    store, run = workshop.store, last_run(workshop.store)
+    summaries = [json.loads(store.read(f"{run}/summary.json") or b"{}") if run else {}, *waiting_runs(store)]
+    waiting = [version.artifact for version in read_registry(store).versions]
+    for summary in summaries:
+        waiting += [stage["artifact"] for stage in summary.get("stages", {}).values() if stage.get("artifact")]
     kept: set[str] = set()
     while waiting:
         key = waiting.pop()

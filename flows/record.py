@@ -22,6 +22,7 @@ from nothing_gpt.serve.registry import Version
 from nothing_gpt.store import Store
 
 FOLDER = "runs"
+WAITING = "waiting"
 StageName = Literal[
     "scripts", "prompts", "base", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate", "gate", "promote"
 ]
@@ -29,11 +30,14 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 class RunRecord:
-    """Collects what the stages of one run did."""
+    """Collects what the stages of one run did. One that waited for a person, and began again, goes on with its record:
+    `flow_run` is the same then."""
 
-    def __init__(self, workshop: Workshop, settings: Settings):
+    def __init__(self, workshop: Workshop, settings: Settings, flow_run: str):
         self._workshop = workshop
         self._settings = settings
+        self._waiting = f"{FOLDER}/{WAITING}/{flow_run}.json"
+        self._before: dict[str, Any] = json.loads(workshop.store.read(self._waiting) or b"{}")
         self._started = time.time()
         self._results: dict[str, Any] = {}
         self._stages: dict[str, dict[str, Any]] = {}
@@ -54,12 +58,18 @@ class RunRecord:
         self._note(name, "cached" if reused else "ran", started, result if isinstance(result, Artifact) else None)
         return result
 
-    def finish(self) -> dict[str, Any]:
-        """Writes the report page and then the summary, which it returns."""
+    def finish(self, waits_until: float | None = None) -> dict[str, Any]:
+        """Writes the report page and then the summary, which it returns. The run has ended, or waits for a person (Unix
+        time, s)."""
         summary = self._summary()
+        if waits_until:
+            summary["waits_until"] = _moment(waits_until)
+            self._workshop.store.write(self._waiting, json.dumps(summary).encode())
+        else:
+            self._workshop.store.delete(self._waiting)
         key = f"{FOLDER}/{summary['run']}"
         steps, pairs, comparisons = (
-            self._rows(stage, name)
+            self.rows(stage, name)
             for stage, name in (("train", "steps.jsonl"), ("pairs", EXAMPLES), ("evaluate", "comparisons.jsonl"))
         )
         self.plots = run_plots(summary, steps)
@@ -70,6 +80,10 @@ class RunRecord:
         return summary
 
     def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:
+        before = self._before.get("stages", {}).get(name)
+        if status == "cached" and artifact and before and before["artifact"] == artifact.key:
+            self._stages[name] = before
+            return
         self._stages[name] = {
             "status": status,
             "seconds": round(time.monotonic() - started, 2),
@@ -85,11 +99,11 @@ class RunRecord:
         decision: Decision | None = results.get("gate")
         version: Version | None = results.get("promote")
         cost = self._cost()
-        started = datetime.fromtimestamp(self._started, UTC)
+        run = datetime.fromtimestamp(self._started, UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
         return {
-            "run": started.strftime("%Y%m%d-%H%M%S-%f")[:-3],
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.time() - self._started, 1),
+            "run": self._before.get("run", run),
+            "started": self._before.get("started", _moment(self._started)),
+            "seconds": round(self._before.get("seconds", 0) + time.time() - self._started, 1),
             "place": self._settings.place.kind,
             "seed": self._settings.training.seed,
             "stages": self._stages,
@@ -107,6 +121,7 @@ class RunRecord:
             }
             if decision
             else None,
+            "approval": results["approval"].model_dump() if results.get("approval") else None,
             "promoted": {"name": version.name, "version": version.version, "fingerprint": version.fingerprint}
             if version
             else None,
@@ -141,13 +156,24 @@ class RunRecord:
         judge = None if None in judging else sum(cost for cost in judging if cost)
         return {"judge": judge, "gpu": gpu, "total": None if judge is None else judge + gpu}
 
-    def _rows(self, stage: str, name: str) -> list[dict[str, Any]]:
+    def rows(self, stage: str, name: str) -> list[dict[str, Any]]:
+        """Those of one of a stage's files; none where it did not come to that."""
         if stage not in self._results:
             return []
         return [row for _, row in read_jsonl(self._workshop.file(self._results[stage], name))]
+
+
+def _moment(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
 
 
 def last_run(store: Store) -> str | None:
     """Key of the latest run's folder, or None where there was none."""
     keys = [key for key in store.list(FOLDER) if key.endswith("/summary.json")]
     return keys[-1].rpartition("/")[0] if keys else None
+
+
+def waiting_runs(store: Store) -> list[dict[str, Any]]:
+    """Summaries of the runs that wait for a person and may still go on."""
+    summaries = [json.loads(store.read(key) or b"{}") for key in store.list(f"{FOLDER}/{WAITING}")]
+    return [summary for summary in summaries if summary.get("waits_until", "") > _moment(time.time())]

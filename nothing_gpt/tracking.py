@@ -53,6 +53,12 @@ class Tracking:
             with self._guarded():
                 wandb.teardown()  # only when its service has ended is the file whole: `finish` does not wait for that
 
+    @property
+    def url(self) -> str | None:
+        """Where Weights & Biases shows the run, None where it does not."""
+        with self._guarded():
+            return self._wandb.url if self._wandb and self._online else None
+
     def callbacks(self) -> "list[TrainerCallback]":
         """What tells both about a `transformers.Trainer`'s log."""
         from transformers.integrations.integration_utils import WandbCallback

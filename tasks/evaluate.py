@@ -1,9 +1,9 @@
 """The candidate against the adapter it started from and the one now served, on held-out prompts."""
 
 from nothing_gpt.adapters import adapter_digest
-from nothing_gpt.artifacts import Artifact
+from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.dpo import evaluate as library
-from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.serve.registry import Registry
 from tasks import stage
 from tasks.place import Models, Place
 from tasks.shown import counted
@@ -12,10 +12,10 @@ from tasks.shown import counted
 @stage(
     "evaluate",
     uses=["endpoint", "judge"],
-    numbers=lambda place, models, prompts, candidate: counted(place.workshop, prompts, "held-out prompts", "test_rows"),
+    numbers=lambda place, models, prompts, *_: counted(place.workshop, prompts, "held-out prompts", "test_rows"),
 )
-def evaluate(place: Place, models: Models, prompts: Artifact, candidate: Artifact) -> Artifact:
-    settings, served = place.settings, _served(place, models, candidate)
+def evaluate(place: Place, models: Models, prompts: Artifact, candidate: Artifact, registry: Registry) -> Artifact:
+    settings, served = place.settings, _served(place.workshop, models, candidate, registry)
     return library.evaluate(
         place.workshop,
         prompts,
@@ -29,10 +29,9 @@ def evaluate(place: Place, models: Models, prompts: Artifact, candidate: Artifac
     )
 
 
-def _served(place: Place, models: Models, candidate: Artifact) -> Artifact | None:
-    """The adapter that the candidate replaces, or has replaced; None where that is the starting one, or its files are
-    gone."""
-    workshop, registry = place.workshop, read_registry(place.workshop.store)
+def _served(workshop: Workshop, models: Models, candidate: Artifact, registry: Registry) -> Artifact | None:
+    """The adapter that the candidate would replace, or has replaced; None where that is the starting one, or its files
+    are gone."""
     version = registry.current_version
     if version and version.digest == adapter_digest(workshop.folder(candidate)):
         version = registry.version(version.replaces)

@@ -10,9 +10,10 @@ from pydantic import model_validator
 
 from nothing_gpt.config.asking import EndpointSettings, JudgeSettings, Price, PromptsSettings, SamplingSettings
 from nothing_gpt.config.environment import Environment
+from nothing_gpt.config.gate import GateSettings
 from nothing_gpt.config.group import Group
 from nothing_gpt.config.place import GKESettings, ModalSettings, PlaceSettings
-from nothing_gpt.config.training import GateSettings, TrainingSettings
+from nothing_gpt.config.training import TrainingSettings
 from nothing_gpt.errors import FatalError
 
 __all__ = [

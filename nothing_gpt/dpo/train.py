@@ -278,6 +278,7 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
             "label_smoothing": smoothing,
             "sft_weight": settings.sft_weight,
             "warmup_steps": trainer.args.get_warmup_steps(trainer.state.max_steps),
+            "wandb": tracking.url,
         }
         finished = finish(training, trainer, figures)
         tracking.made("adapter", [finished / CONFIG, finished / WEIGHTS, finished / METRICS])

@@ -45,16 +45,18 @@ def markdown(summary: Summary) -> str:
     if made:
         parts += ["## Lineage", _table(("stage", "artifact"), made.items())]
     if summary.get("store") and summary.get("run"):
-        page = f"{summary['store']}/runs/{summary['run']}/report.html"
-        parts.append(f"Report page: {_link(page)}")
+        parts.append(f"Report page: {report_page(summary)}")
+    if tracked := (summary.get("training") or {}).get("wandb"):
+        parts.append(f"Weights & Biases: [{_text(tracked)}](<{tracked}>)")
     known = facts(summary)
     if known:
         parts += ["---", " · ".join(f"{name}: {_text(value)}" for name, value in known.items())]
     return "\n\n".join(parts) + "\n"
 
 
-def _link(address: str) -> str:
-    """The address, as a link where a browser can follow it."""
+def report_page(summary: Summary) -> str:
+    """The address of the run's report page, as a link where a browser can follow it."""
+    address = f"{summary['store']}/runs/{summary['run']}/report.html"
     if address.startswith("gs://"):
         return f"[{_text(address)}](https://storage.cloud.google.com/{address.removeprefix('gs://')})"
     return f"`{address}`"

@@ -52,6 +52,8 @@ def decision(summary: Summary) -> Decision:
     details = (error,) if error else ()
     if promoted:
         details = (f"version {promoted['version']}, fingerprint {promoted['fingerprint']}", *details)
+        if approval := summary.get("approval"):
+            details = (*details, f"approved by {approval['by']}: {approval['reason']}")
         return Decision("good", f"Promoted: the new adapter is served as {promoted['name']}", details)
     if gate and not gate["passed"]:
         count = f"{len(unmet)} of {len(reasons)} requirements" if reasons else "a requirement"
@@ -60,6 +62,10 @@ def decision(summary: Summary) -> Decision:
         return Decision(
             "bad", f"Not promoted: the gate failed on {count}", details or ("The adapter that was served serves on.",)
         )
+    if waits_until := summary.get("waits_until"):
+        return Decision("open", "Waiting for approval: the gate passed", (f"until {moment(waits_until)}", *details))
+    if gate and ((summary.get("stages") or {}).get("approval") or {}).get("status") == "failed":
+        return Decision("bad", "Not promoted: the gate passed, but it was not approved", details)
     if gate:
         return Decision("open", "Not promoted: the gate passed, but the adapter was not put into service", details)
     failed = [name for name, stage in _stages(summary) if stage.get("status") == "failed"]

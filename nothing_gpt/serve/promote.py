@@ -8,6 +8,7 @@ at a time. It trusts the gate: whether the candidate deserves it was decided bef
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import openai
@@ -18,7 +19,16 @@ from nothing_gpt.endpoint import classify
 from nothing_gpt.errors import FatalError, NothingGPTError
 from nothing_gpt.records import Message
 from nothing_gpt.serve import fetch
-from nothing_gpt.serve.registry import Registry, Version, promoted, read_registry, rolled_back, swap, unchanged
+from nothing_gpt.serve.registry import (
+    Approval,
+    Registry,
+    Version,
+    promoted,
+    read_registry,
+    rolled_back,
+    swap,
+    unchanged,
+)
 from nothing_gpt.store import Store
 from nothing_gpt.vllm_admin import VLLM
 
@@ -67,6 +77,8 @@ class Candidate:
     place: str
     metrics: dict[str, Any]
     reasons: list[str]
+    approval: Approval | None = None
+    lineage: dict[str, str] = field(default_factory=dict)
 
 
 def is_current(store: Store, folder: Path) -> Version | None:
@@ -93,15 +105,22 @@ def version_folder(workshop: Workshop, version: Version | None, start: Path) -> 
 
 
 def promote(
-    workshop: Workshop, candidate: Candidate, start: Path, server: Server, conversation: Sequence[Message]
+    workshop: Workshop,
+    candidate: Candidate,
+    start: Path,
+    server: Server,
+    conversation: Sequence[Message],
+    replaces: int | EllipsisType | None = ...,
 ) -> Version:
     """Serves the candidate under the stable name and records it, if it is not the current version already. `start` is
     the adapter that it was trained from, and also what the stable name falls back to while nothing is promoted.
-    `conversation` is a prompt, better a long one.
+    `conversation` is a prompt, better a long one. `replaces` is the version that was current when the candidate was
+    compared with what is served (None: the starting adapter); left out, whichever is current now.
 
     Raises:
-        FatalError: the candidate is not servable or unchanged, the server refuses it, its answers do not change, or
-            another promotion came first. The former adapter then serves as before.
+        FatalError: the candidate is not servable or unchanged, the server refuses it, its answers do not change,
+            another version than `replaces` is current, or another promotion came first. The former adapter then serves
+            as before.
         TransientError: the server does not answer.
     """
     store = workshop.store
@@ -110,6 +129,12 @@ def promote(
     if changed_share(start, candidate.folder) == 0:
         raise FatalError(f"promote: {candidate.folder} is the starting adapter unchanged; there is nothing to promote")
     digest = adapter_digest(candidate.folder)
+    current = registry.current_version
+    if replaces is not ... and replaces != registry.current and not (current and current.digest == digest):
+        raise FatalError(
+            f"promote: {_called(registry.current)} is current now, and the candidate was compared with "
+            f"{_called(replaces)}; run again, and it is compared with that one"
+        )
     after = promoted(
         registry,
         name=server.name,
@@ -119,6 +144,8 @@ def promote(
         digest=digest,
         metrics=candidate.metrics,
         reasons=candidate.reasons,
+        approval=candidate.approval,
+        lineage=candidate.lineage,
     )
     with lease(store, LEASE):
         if already := is_current(store, candidate.folder):  # promoted before, maybe by another run just now
@@ -188,6 +215,10 @@ def _switch(
         except NothingGPTError as error:
             raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
         raise
+
+
+def _called(version: int | None) -> str:
+    return f"version {version}" if version else "the starting adapter"
 
 
 def versioned_name(name: str, digest: str) -> str:

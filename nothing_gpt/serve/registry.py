@@ -14,6 +14,17 @@ from nothing_gpt.store import Store
 KEY = "registry.json"
 
 
+class Approval(BaseModel):
+    """Who approved a promotion, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    by: str
+    reason: str
+    at: float
+    """Unix time (s)."""
+
+
 class Version(BaseModel):
     """One promoted adapter: where its files are, what made it, and the figures it passed the gate with."""
 
@@ -35,6 +46,10 @@ class Version(BaseModel):
     reasons: list[str]
     promoted: float
     """Unix time (s)."""
+    approval: Approval | None = None
+    """None: nobody was asked."""
+    lineage: dict[str, str] = {}
+    """Stage and key of each artifact that led to it, from prompts to evaluation."""
 
 
 class Registry(BaseModel):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.errors import NothingGPTError
 from nothing_gpt.records import Message
 from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back
-from nothing_gpt.serve.registry import Registry, Version, read_registry
+from nothing_gpt.serve.registry import Approval, Registry, Version, read_registry
 from nothing_gpt.store import Store
 from tests.fake_vllm import OUT, FakeVLLM, save_adapter
 
@@ -47,10 +48,19 @@ class Stand:
         made = save_adapter(self.start.parent / f"made-{level:g}", level, out)
         adopted = self.workshop.adopt(Stage("adapter", 1), {name: made / name for name in (CONFIG, WEIGHTS)})
         folder = self.workshop.folder(adopted)
-        return Candidate(folder, adopted.key, adopted.fingerprint, "local", {"win_rate": 0.8}, ["it is better"])
+        return Candidate(
+            folder,
+            adopted.key,
+            adopted.fingerprint,
+            "local",
+            {"win_rate": 0.8},
+            ["it is better"],
+            Approval(by="anna", reason="funnier", at=1.0),
+            {"adapter": adopted.key},
+        )
 
-    def promote(self, candidate: Candidate) -> Version:
-        return promote(self.workshop, candidate, self.start, self.server, CONVERSATION)
+    def promote(self, candidate: Candidate, replaces: int | EllipsisType | None = ...) -> Version:
+        return promote(self.workshop, candidate, self.start, self.server, CONVERSATION, replaces)
 
     def roll_back(self) -> Version | None:
         return roll_back(self.workshop, self.start, self.server, CONVERSATION)

@@ -36,6 +36,7 @@ def test_the_candidate_answers_under_the_stable_name_and_the_registry_names_it(s
     assert (version.place, version.replaces) == ("local", None)
     assert version.digest == adapter_digest(candidate.folder)
     assert (version.metrics, version.reasons) == (candidate.metrics, candidate.reasons)
+    assert (version.approval, version.lineage) == (candidate.approval, candidate.lineage)
 
 
 def test_it_loads_and_tries_the_candidate_under_its_own_name_before_it_touches_the_stable_one(stand: Stand) -> None:
@@ -269,6 +270,19 @@ def test_where_another_promotion_came_first_its_adapter_serves_and_ours_is_told(
         stand.promote(ours)
     assert stand.serves(other.folder)
     assert [version.artifact for version in stand.registry.versions] == [other.artifact]
+
+
+def test_a_candidate_that_was_compared_with_another_version_is_refused(stand: Stand) -> None:
+    candidate, other = stand.candidate(0.5), stand.candidate(0.75)
+    stand.promote(other)
+    with pytest.raises(FatalError, match=r"version 1 is current now, and .* with the starting adapter; run again"):
+        stand.promote(candidate, replaces=None)
+    assert stand.serves(other.folder)
+    stand.promote(candidate, replaces=1)
+    with pytest.raises(FatalError, match=r"version 2 is current now, and .* with version 1; run again"):
+        stand.promote(other, replaces=1)
+    assert stand.promote(candidate, replaces=1).version == 2  # it is what is wanted already
+    assert stand.serves(candidate.folder)
 
 
 class Waiting:

@@ -1,5 +1,6 @@
 """The registry of promoted adapters: which is current, what each replaced, and one winner of two writers."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -36,6 +37,13 @@ def test_versions_are_numbered_from_one_and_the_newest_is_current() -> None:
 def test_what_is_written_is_read_again(store: Store) -> None:
     registry = with_one_more(Registry())
     swap(store, Registry(), registry)
+    assert read_registry(store) == registry
+
+
+def test_a_version_from_before_approvals_and_lineage_is_read(store: Store) -> None:
+    registry = with_one_more(Registry())
+    fields = registry.versions[0].model_dump(exclude={"approval", "lineage"})
+    store.write(KEY, json.dumps({"versions": [fields], "current": 1}).encode())
     assert read_registry(store) == registry
 
 

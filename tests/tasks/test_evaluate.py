@@ -1,8 +1,6 @@
 """Which adapter a candidate meets beside the one it started from: the one it replaces, or has replaced."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -38,11 +36,10 @@ def test_a_candidate_meets_the_version_it_replaces_before_and_after_its_promotio
     workshop: Workshop, adapters: list[Artifact]
 ) -> None:
     start, first, second = adapters
-    place: Any = SimpleNamespace(workshop=workshop)
     models = Models(Base("base", "base"), start)
 
     def met(candidate: Artifact) -> str | None:
-        served = _served(place, models, candidate)
+        served = _served(workshop, models, candidate, read_registry(workshop.store))
         return served.key if served else None
 
     assert met(first) is None
@@ -57,5 +54,5 @@ def test_a_candidate_meets_the_version_it_replaces_before_and_after_its_promotio
 def test_a_starting_adapter_that_was_promoted_is_met_once(workshop: Workshop, adapters: list[Artifact]) -> None:
     start, candidate, _ = adapters
     promote(workshop, start)
-    place: Any = SimpleNamespace(workshop=workshop)
-    assert _served(place, Models(Base("base", "base"), start), candidate) is None
+    registry = read_registry(workshop.store)
+    assert _served(workshop, Models(Base("base", "base"), start), candidate, registry) is None
