@@ -1,17 +1,16 @@
 """A person at Prefect's UI, in Debian's Chromium: each action ends once the page shows what it leads to."""
 
 import io
-import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE_MS = 240_000
+PATIENCE_MS, RELOAD_MS = 240_000, 10_000
 COLOURS = 64
 
 
@@ -32,45 +31,85 @@ class Person:
         self.page.get_by_role("link", name=name, exact=True).first.click()
         self.page.get_by_role("button", name="Run", exact=True).wait_for()
 
-    def quick_run(self) -> None:
-        self._run("Quick run")
+    def quick_run(self) -> str:
+        """Starts a run; its name."""
+        self._choose_run("Quick run")
+        return self._started()
+
+    # The form.
 
     def open_form(self) -> None:
-        self._run("Custom run")
+        self._choose_run("Custom run")
         self.reads("Validate parameters")
 
-    def _run(self, how: str) -> None:
-        self.page.get_by_role("button", name="Run", exact=True).click()
-        self.page.get_by_text(how).click()
+    def group(self, name: str) -> Locator:
+        """A group of settings."""
+        return self._property(self.page.locator("body"), name)
 
     def field(self, group: str, name: str) -> Locator:
-        """A setting of a group in the form."""
-        return self._property(self._property(self.page.locator("body"), group), name)
+        return self._property(self.group(group), name)
 
-    def _property(self, within: Locator, name: str) -> Locator:
-        label = self.page.get_by_text(f"{name} (Optional)", exact=True)
-        return within.locator(".schema-form-property", has=label).last
+    def choices(self, field: Locator) -> list[str]:
+        """What a field offers."""
+        field.locator(".p-select-button__control").press("ArrowDown")
+        self.page.get_by_role("option").first.wait_for()
+        return self.page.get_by_role("option").all_inner_texts()
 
-    def submit(self) -> None:
-        self.page.get_by_role("button", name="Submit").click()
+    def choose(self, field: Locator, value: str) -> None:
+        self.choices(field)
+        self.page.get_by_role("option", name=value, exact=True).click()
+
+    def submit(self) -> str:
+        """Starts a run with what the form says; its name."""
+        self.press("Submit")
+        return self._started()
+
+    # The page of a run.
+
+    def open_run(self, name: str) -> None:
+        self.page.get_by_role("link", name=name, exact=True).first.click()
+        self.page.get_by_text("Artifacts", exact=True).wait_for()
 
     def open_tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name, exact=True).last.click()
+        self.page.get_by_text(name, exact=True).click()
 
     def sees_state(self, name: str) -> None:
-        """The run whose page is open comes into this state."""
-        self.page.locator(".state-badge").get_by_text(name, exact=True).first.wait_for()
+        """The run comes into this state."""
+        self.page.locator(".page-heading-flow-run__meta .state-badge", has_text=name).wait_for()
 
-    def reads(self, text: str | re.Pattern[str]) -> None:
+    def sees(self, text: str) -> None:
+        """A tab shows what there was when it was opened, so the page is loaded again until it shows this."""
+        for _ in range(PATIENCE_MS // RELOAD_MS):
+            with suppress(TimeoutError):
+                return self.page.get_by_text(text).first.wait_for(timeout=RELOAD_MS)
+            self.page.reload()
+        raise AssertionError(f"{text} never came")
+
+    # Anywhere.
+
+    def press(self, name: str) -> None:
+        """The button of this name, the uppermost if a dialogue has one too."""
+        self.page.get_by_role("button", name=name, exact=True).last.click()
+
+    def reads(self, text: str) -> None:
         self.page.get_by_text(text).first.wait_for()
 
     def picture(self, file: Path) -> None:
         """What the window shows, in few colours."""
         shown = Image.open(io.BytesIO(self.page.screenshot(animations="disabled")))
         shown.convert("RGB").quantize(COLOURS).save(file, optimize=True)
+
+    def _choose_run(self, how: str) -> None:
+        self.page.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_text(how).click()
+
+    def _started(self) -> str:
+        said = self.page.locator(".p-toast__message", has_text="scheduled to start").first
+        return said.inner_text().split()[0]
+
+    def _property(self, within: Locator, name: str) -> Locator:
+        label = self.page.get_by_text(f"{name} (Optional)", exact=True)
+        return within.locator(".schema-form-property", has=label).last
 
 
 @contextmanager
