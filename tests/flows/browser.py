@@ -1,6 +1,7 @@
 """A person at Prefect's UI, in Debian's Chromium: each action ends once the page shows what it leads to."""
 
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,28 +37,37 @@ class Person:
         self._choose_run("Quick run")
         return self._started()
 
-    # The form.
+    # A form: that of a deployment, or the one that a suspended run is resumed with.
 
     def open_form(self) -> None:
         self._choose_run("Custom run")
         self.reads("Validate parameters")
 
-    def group(self, name: str) -> Locator:
-        """A group of settings."""
-        return self._property(self.page.locator("body"), name)
+    def field(self, name: str, group: Locator | None = None) -> Locator:
+        """A field, which may be a group of fields or be in one."""
+        label = self.page.get_by_text(re.compile(rf"^{name}( \(Optional\))?$"))
+        return (group or self.page).locator(".schema-form-property", has=label).last
 
-    def field(self, group: str, name: str) -> Locator:
-        return self._property(self.group(group), name)
+    def fill(self, field: Locator, value: str) -> None:
+        field.locator("input, textarea").fill(value)
 
     def choices(self, field: Locator) -> list[str]:
         """What a field offers."""
-        field.locator(".p-select-button__control").press("ArrowDown")
-        self.page.get_by_role("option").first.wait_for()
-        return self.page.get_by_role("option").all_inner_texts()
+        options = self._opened(field)
+        texts = options.all_inner_texts()
+        self.page.keyboard.press("Escape")
+        options.first.wait_for(state="hidden")
+        return texts
 
     def choose(self, field: Locator, value: str) -> None:
-        self.choices(field)
+        self._opened(field)
         self.page.get_by_role("option", name=value, exact=True).click()
+
+    def _opened(self, field: Locator) -> Locator:
+        field.locator(".p-select-button__control").press("ArrowDown")
+        options = self.page.get_by_role("option")
+        options.first.wait_for()
+        return options
 
     def submit(self) -> str:
         """Starts a run with what the form says; its name."""
@@ -106,10 +116,6 @@ class Person:
     def _started(self) -> str:
         said = self.page.locator(".p-toast__message", has_text="scheduled to start").first
         return said.inner_text().split()[0]
-
-    def _property(self, within: Locator, name: str) -> Locator:
-        label = self.page.get_by_text(f"{name} (Optional)", exact=True)
-        return within.locator(".schema-form-property", has=label).last
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A person uses Prefect's UI as `make ui` shows it, with Chromium. The flow is real, but trains nothing and asks fakes."""
+"""A person uses Prefect's UI as `make ui` shows it, in Chromium. The flow is real, but trains nothing and asks fakes."""
 
 import inspect
 from collections.abc import Iterator
@@ -56,18 +56,19 @@ def test_she_fills_in_the_form_follows_the_run_approves_and_reads_the_report(
     explained = inspect.getdoc(dpo_pipeline) or ""
     for group in GROUPS:
         text = explained.split(f"    {group}: ")[1].splitlines()[0]
-        assert text in ada.group(group).inner_text()
-    beta = ada.field("training", "Beta")
+        assert text in ada.field(group).inner_text()
+    prompts, training, gate = (ada.field(name) for name in ("prompts", "training", "gate"))
+    beta = ada.field("Beta", training)
     assert str(TrainingSettings.model_fields["beta"].description) in beta.inner_text()
     assert "(> 0, ≤ 10)" in beta.inner_text()
     assert beta.locator("input").input_value() == "0.1"
     losses = get_args(TrainingSettings.model_fields["loss_type"].annotation)
-    assert ada.choices(ada.field("training", "Loss Type")) == [*losses]
+    assert ada.choices(ada.field("Loss Type", training)) == [*losses]
 
-    limit = ada.field("prompts", "Limit")
+    limit = ada.field("Limit", prompts)
     limit.get_by_text("int", exact=True).click()
-    limit.locator("input").fill("30")
-    ada.choose(ada.field("gate", "Approval"), "required")
+    ada.fill(limit, "30")
+    ada.choose(ada.field("Approval", gate), "required")
     with held(place, 10):
         ada.open_run(ada.submit())
         ada.open_tab("Artifacts")
@@ -77,7 +78,10 @@ def test_she_fills_in_the_form_follows_the_run_approves_and_reads_the_report(
     ada.sees_state("Suspended")
     ada.press("Resume")
     ada.reads("The candidate passed the gate. May it replace the starting adapter?")
-    ada.choose(ada.field(None, "decision"), "approve")
+    ada.choose(ada.field("Decision"), "approve")
+    ada.fill(ada.field("By"), "Ada")
+    ada.fill(ada.field("Reason"), "funnier")
+    ada.press("Submit")
     ada.sees_state("Completed")
     ada.open_tab("Artifacts")
     ada.press("dpo-report")
@@ -96,7 +100,7 @@ def test_a_wrong_value_is_refused_with_its_field(client: SyncPrefectClient, ada:
     before = len(client.read_flow_runs())
     ada.open_deployment("embedded")
     ada.open_form()
-    ada.field("training", "Beta").locator("input").fill("-1")
+    ada.fill(ada.field("Beta", ada.field("training")), "-1")
     ada.press("Submit")
     ada.reads(
         "Validation failed for field 'training.beta'. Failure reason: -1 is less than or equal to the minimum of 0"
