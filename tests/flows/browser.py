@@ -87,11 +87,14 @@ class Person:
         """The run comes into this state."""
         self.page.locator(".page-heading-flow-run__meta .state-badge", has_text=name).wait_for()
 
-    def sees(self, text: str) -> None:
-        """A tab shows what there was when it was opened, so the page is loaded again until it shows this."""
+    def sees(self, tab: str, text: str) -> Locator:
+        """A tab shows what there was when the page was loaded, so it is loaded again until the tab shows this."""
+        shown = self.page.get_by_text(text).first
         for _ in range(PATIENCE_MS // RELOAD_MS):
+            self.open_tab(tab)
             with suppress(TimeoutError):
-                return self.page.get_by_text(text).first.wait_for(timeout=RELOAD_MS)
+                shown.wait_for(timeout=RELOAD_MS)
+                return shown
             self.page.reload()
         raise AssertionError(f"{text} never came")
 

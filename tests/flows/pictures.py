@@ -18,7 +18,7 @@ def main(url: str, folder: Path) -> None:
         ada.fill(ada.field("Beta", training), "-1")
         ada.press("Submit")
         ada.reads("Validation failed for field 'training.beta'")
-        training.scroll_into_view_if_needed()
+        training.evaluate("group => group.scrollIntoView()")
         ada.picture(folder / "form.png")
         ada.open_deployment("embedded")
         ada.open_run(ada.quick_run())
@@ -27,13 +27,10 @@ def main(url: str, folder: Path) -> None:
 
 def take_run(ada: Person, folder: Path) -> None:
     """Pictures of the run whose page is open: at work, and its report."""
-    ada.page.locator("canvas").wait_for()
-    ada.open_tab("Task Runs")
-    ada.sees("evaluate · ")
+    ada.sees("Task Runs", "evaluate · ")
     ada.picture(folder / "run.png")
     ada.sees_state("Completed")
-    ada.open_tab("Artifacts")
-    ada.press("dpo-report")
+    ada.sees("Artifacts", "dpo-report").click()
     ada.reads("Promoted")
     ada.picture(folder / "report.png")
 

@@ -1,4 +1,4 @@
-"""A person uses Prefect's UI as `make ui` shows it, in Chromium. The flow is real, but trains nothing and asks fakes."""
+"""A person uses Prefect's UI as `make ui` shows it, in Chromium. The flow is real; it trains nothing and asks fakes."""
 
 import inspect
 from collections.abc import Iterator
@@ -70,11 +70,10 @@ def test_she_fills_in_the_form_follows_the_run_approves_and_reads_the_report(
     ada.fill(limit, "30")
     ada.choose(ada.field("Approval", gate), "required")
     with held(place, 10):
-        ada.open_run(ada.submit())
-        ada.open_tab("Artifacts")
-        ada.sees("generate: 3 of 30")
-    ada.open_tab("Task Runs")
-    ada.sees("judge · 30 sets · 2 votes")
+        name = ada.submit()
+        ada.open_run(name)
+        ada.sees("Artifacts", "generate: 3 of 30")
+    ada.sees("Task Runs", "judge · 30 sets · 2 votes")
     ada.sees_state("Suspended")
     ada.press("Resume")
     ada.reads("The candidate passed the gate. May it replace the starting adapter?")
@@ -83,11 +82,10 @@ def test_she_fills_in_the_form_follows_the_run_approves_and_reads_the_report(
     ada.fill(ada.field("Reason"), "funnier")
     ada.press("Submit")
     ada.sees_state("Completed")
-    ada.open_tab("Artifacts")
-    ada.press("dpo-report")
+    ada.sees("Artifacts", "dpo-report").click()
     ada.reads("✅ Promoted")
 
-    (run,) = client.read_flow_runs()
+    (run,) = (found for found in client.read_flow_runs() if found.name == name)
     given = {name: run.parameters[name] for name in GROUPS}
     wished = place.settings(sampling__concurrency=1, prompts__limit=30, gate__approval="required")
     assert (Settings.model_validate(given), run.parameters["preset"]) == (wished, None)  # untouched is as it was
@@ -117,7 +115,7 @@ def test_a_failed_run_says_why_and_goes_on_when_she_presses_retry(
     ada.open_deployment("embedded")
     ada.open_run(ada.quick_run())
     ada.sees_state("Failed")
-    ada.sees("the key is refused (401 no); set OPENAI_API_KEY for a judge or SERVE_API_KEY for vLLM")
+    ada.sees("Logs", "the key is refused (401 no); set OPENAI_API_KEY for a judge or SERVE_API_KEY for vLLM")
     assert "Traceback" not in ada.page.inner_text("body")
     place.judge.answer = judge
     ada.press("Retry")
