@@ -328,7 +328,7 @@ def waits(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_that_waits_for_approval_leaves_its_place_and_goes_on_as_it_is_answered(
     client: SyncPrefectClient,
     workers: Workers,
