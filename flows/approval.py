@@ -62,9 +62,11 @@ def approval(store: Store, evidence: Evidence, settings: GateSettings, describe:
     for answer in given:
         if answer.decision == "approve":
             return answer.approval
-    # Whoever rejected in this run is asked again when it is retried.
-    asking = f"{run}-{sum(answer.run == run for answer in given)}"
-    form = (_suspended if deployment.id else _on_terminal)(asking, settings.approval_hours * 3600, describe)
+    rejected = sum(answer.run == run for answer in given)  # so often in this run, whose retry asks again
+    if deployment.id:
+        form = _suspended(f"{evidence.name}-{rejected}", settings.approval_hours * 3600, describe)
+    else:
+        form = _on_terminal(settings.approval_hours * 3600, describe)
     answer = Answer(
         decision=form.decision,
         approval=Approval(by=form.by.strip(), reason=form.reason.strip(), at=time.time()),
@@ -73,7 +75,7 @@ def approval(store: Store, evidence: Evidence, settings: GateSettings, describe:
         evaluation=evidence.evaluation.key,
         replaces=evidence.registry.current,
     )
-    record(store, evidence, asking, answer)
+    record(store, evidence, f"{run}-{rejected}", answer)
     if answer.decision == "reject":
         raise GateFailed(f"approval: rejected by {answer.approval.by}: {answer.approval.reason}")
     return answer.approval
@@ -83,7 +85,7 @@ def _suspended(asking: str, seconds: float, describe: Describe) -> Form:
     """The form as it was filled in; where it was not yet, this ends the process. One that expired is asked anew."""
     with get_client(sync_client=True) as client:
         asked = client.read_flow_run(flow_run.id).empirical_policy.pause_keys or set()
-    times = sum(key.startswith(asking) for key in asked)
+    times = sum(key.startswith(f"{asking}-") for key in asked)
     keys = keyset_from_paused_state(Suspended(pause_key=f"{asking}-{times}"))
     if filled_in := read_flow_run_input(keys["response"]):
         return Form.model_validate(filled_in)
@@ -91,7 +93,7 @@ def _suspended(asking: str, seconds: float, describe: Describe) -> Form:
     return suspend_flow_run(wait_for_input=form, timeout=int(seconds), key=f"{asking}-{times + 1}")
 
 
-def _on_terminal(asking: str, seconds: float, describe: Describe) -> Form:
+def _on_terminal(seconds: float, describe: Describe) -> Form:
     terminal = Console()
     terminal.print(Markdown(describe(time.time() + seconds)))
     try:

@@ -9,30 +9,26 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from flows.adapters import adapters
+from flows.options import DEFAULT, EMBEDDED, Overrides, SettingsFiles, load, out, servers, workshop_of
 from flows.record import STAGES, last_run
 from flows.server import prefect_server
 from nothing_gpt.adapters import check_output, publish
-from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.artifacts import Artifact
 from nothing_gpt.config import PlaceSettings, Settings
 from nothing_gpt.errors import FatalError, TransientError, exits_cleanly
-from nothing_gpt.loading import load_settings
 from nothing_gpt.progress import say
 from nothing_gpt.records import read_prompts
 from nothing_gpt.report.terminal import closing_table
 from nothing_gpt.store import Store
-from nothing_gpt.workshops import open_workshop
 
-EMBEDDED = Path(__file__).parents[1] / "deployments" / "embedded.yaml"
 RECOMMENDED = EMBEDDED.parent / "presets" / "recommended.yaml"
-DEFAULT = [EMBEDDED]
 ALONE = [RECOMMENDED]
 
 app = typer.Typer(
@@ -41,21 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turns an SFT adapter and a file of prompts into a better adapter, and proves it.",
 )
-adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
 jobs = typer.Typer(no_args_is_help=True, help="The training Jobs on the cluster (place.gke).")
 app.add_typer(jobs, name="jobs")
-_servers = ExitStack()
-"""A Prefect server, where a command needs a block of it."""
-out = Console(highlight=False, soft_wrap=True)
 
-SettingsFiles = Annotated[
-    list[Path],
-    typer.Option(
-        "--settings", help="YAML file of settings; a further one changes what it names. Default: the embedded place."
-    ),
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=value, such as training.beta=0.05.")]
 ArtifactKey = Annotated[str, typer.Argument(metavar="ARTIFACT", help="STAGE/FINGERPRINT.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `jobs list` names it.")]
 
@@ -70,7 +55,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and what it costs.")] = False,
 ) -> None:
     """Run the chain; go on where an earlier run stopped."""
-    settings = _load(settings_files, overrides, prompts, seed)
+    settings = load(settings_files, overrides, prompts, seed)
     settings.check_chain()
     if until not in STAGES:
         raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
@@ -79,7 +64,7 @@ def run(
         _show_plan(settings, until)
         return
     groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
-    store = _workshop(settings).store
+    store = workshop_of(settings).store
     earlier = last_run(store)
     with prefect_server(settings):
         from flows.dpo import dpo_pipeline
@@ -106,7 +91,7 @@ def train(
 ) -> None:
     """Train alone: on any pairs, from any adapter. Go on where an earlier training stopped."""
     given = [*(overrides or []), *([f"place.base_model={json.dumps(base)}"] if base else [])]
-    settings = _load(settings_files, given, seed=seed)
+    settings = load(settings_files, given, seed=seed)
     if output and output.exists():
         raise FatalError(f"--out {output}: exists already and may be served; name a new folder")
     if output:
@@ -129,8 +114,8 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Show the last run, and where its report page is."""
-    settings = _load(settings_files, overrides)
-    store = _workshop(settings).store
+    settings = load(settings_files, overrides)
+    store = workshop_of(settings).store
     if as_json:
         print(json.dumps(_last_summary(store), indent=1))
     else:
@@ -144,7 +129,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve the promoted adapter on this machine until Ctrl-C."""
-    settings = _load(settings_files, overrides)
+    settings = load(settings_files, overrides)
     from flows.serving import serve_current
 
     stop = threading.Event()
@@ -164,7 +149,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Check what is installed, reachable and missing, and what each lack prevents."""
-    settings = _load(_with_place(place, settings_files) if place else settings_files, overrides)
+    settings = load(_with_place(place, settings_files) if place else settings_files, overrides)
     from flows.doctor import examine
 
     findings = examine(settings)
@@ -189,8 +174,8 @@ def prune(
     """
     from flows.prune import delete, unreferenced
 
-    settings = _load(settings_files, overrides)
-    workshop = _workshop(settings)
+    settings = load(settings_files, overrides)
+    workshop = workshop_of(settings)
     found = unreferenced(workshop)
     for item in found:
         out.print(f"{item.bytes / 1e6:9.1f} MB  {item.name}", markup=False)
@@ -204,7 +189,7 @@ def prune(
 @app.command()
 def push(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """Copy a finished artifact from the data folder (place.data) into the bucket (place.bucket), verified."""
-    settings = _load(settings_files, overrides)
+    settings = load(settings_files, overrides)
     from flows.transfers import push
 
     _say_copied(push(settings, artifact))
@@ -213,43 +198,10 @@ def push(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrid
 @app.command()
 def pull(artifact: ArtifactKey, settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
     """Copy a finished artifact from the bucket (place.bucket) into the data folder (place.data), verified."""
-    settings = _load(settings_files, overrides)
+    settings = load(settings_files, overrides)
     from flows.transfers import pull
 
     _say_copied(pull(settings, artifact))
-
-
-@adapters.command("list")
-def list_adapters(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
-    """List the promoted versions; the arrow marks the current one."""
-    from nothing_gpt.serve.registry import read_registry
-
-    registry = read_registry(_workshop(_load(settings_files, overrides)).store)
-    table = Table("", "version", "name", "fingerprint", "digest", "accuracy", "win rate", box=None)
-    for version in registry.versions:
-        table.add_row(
-            "->" if version.version == registry.current else "",
-            str(version.version),
-            version.name,
-            version.fingerprint,
-            version.digest[:12],
-            f"{version.metrics['eval_accuracy']:.3f}",
-            f"{version.metrics['win_rate']:.3f}",
-        )
-    out.print(table if registry.versions else "nothing is promoted yet")
-
-
-@adapters.command()
-def rollback(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = None) -> None:
-    """Take the current adapter back: the one that it replaced becomes current again, on a running server too."""
-    settings = _load(settings_files, overrides)
-    from flows.serving import roll_back_current
-
-    version = roll_back_current(settings)
-    say(
-        f"{settings.sampling.model} is "
-        + (f"version {version.version} again" if version else "the starting adapter again")
-    )
 
 
 @jobs.command("list")
@@ -257,7 +209,7 @@ def list_jobs(settings_files: SettingsFiles = DEFAULT, overrides: Overrides = No
     """List the training Jobs, oldest first."""
     from flows.jobs import table
 
-    out.print(table(_load(settings_files, overrides)), soft_wrap=False)
+    out.print(table(load(settings_files, overrides)), soft_wrap=False)
 
 
 @jobs.command()
@@ -265,7 +217,7 @@ def logs(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Overr
     """Print the logs of a Job's pods; that of a running one until it ends."""
     from flows.jobs import cluster
 
-    cluster(_load(settings_files, overrides)).logs(job)
+    cluster(load(settings_files, overrides)).logs(job)
 
 
 @jobs.command()
@@ -276,7 +228,7 @@ def cancel(job: JobName, settings_files: SettingsFiles = DEFAULT, overrides: Ove
     """
     from flows.jobs import cluster
 
-    cluster(_load(settings_files, overrides)).cancel(job)
+    cluster(load(settings_files, overrides)).cancel(job)
     say(f"Job {job} and its pods are gone")
 
 
@@ -285,7 +237,7 @@ def main() -> None:
     """The program's entry."""
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        with _servers:
+        with servers:
             app()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -304,26 +256,6 @@ def _with_place(place: str, files: list[Path]) -> list[Path]:
     if place not in own:
         raise FatalError(f"--place {place}: no settings for it ({', '.join(own)} have some); give them with --settings")
     return [own[place], *(files if files != DEFAULT else [])]
-
-
-def _load(
-    files: list[Path], overrides: list[str] | None, prompts: list[Path] | None = None, seed: int | None = None
-) -> Settings:
-    given = list(overrides or [])
-    if prompts:
-        given.append(f"prompts.paths={json.dumps([str(path) for path in prompts])}")
-    settings = load_settings(files, given, seed)
-    if settings.place.gcp_block:
-        _servers.enter_context(prefect_server(settings))
-    return settings
-
-
-def _workshop(settings: Settings) -> Workshop:
-    if settings.place.gcp_block is None:
-        return open_workshop(settings.place)
-    from tasks.credentials import place_credentials
-
-    return open_workshop(settings.place, place_credentials(settings.place))
 
 
 def _say_copied(artifact: Artifact) -> None:

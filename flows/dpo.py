@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from flows.approval import approval, check_askable
 from flows.record import RunRecord, StageName
+from flows.serving import agree
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
     GateSettings,
@@ -93,7 +94,7 @@ def dpo_pipeline(
     A group of settings is taken whole: given from a shell, what it does not name falls back to its default, not to the
     deployment's value. To change single settings, use `overrides`.
 
-    Returns the run's summary. A failed gate ends the run in Failed, with the reasons.
+    Returns the run's summary. A failed gate, or a person who rejects, ends the run in Failed, with the reasons.
 
     Args:
         preset: Settings of deployments/presets, laid over the groups below: what a preset names is its value.
@@ -101,7 +102,7 @@ def dpo_pipeline(
         sampling: Stage 1, the completions. A group is replaced as a whole.
         judge: Stage 2, the verdicts. A group is replaced as a whole.
         training: Stage 3, DPO. A group is replaced as a whole; a preset wins over what stands here.
-        gate: What the candidate must show. A group is replaced as a whole.
+        gate: What the candidate must show, and whether a person must agree. A group is replaced as a whole.
         place: Where the engines are and where results are kept. A group is replaced as a whole.
         overrides: Single settings, each as group.key=value, such as training.beta=0.05; they win over all of the above.
         until: Last stage to run.
@@ -116,7 +117,8 @@ def dpo_pipeline(
     )
     settings = compose(groups, preset, overrides)
     settings.check_chain()
-    check_askable(settings.gate)
+    if until == "promote":
+        check_askable(settings.gate)
     with secrets_from_blocks(), open_place(settings) as engines:
         engines.workshop.refresh = dict.fromkeys(refresh, flow_run.id or "")
         record = RunRecord(engines.workshop, settings, flow_run.id or "")
@@ -148,6 +150,7 @@ def dpo_pipeline(
             return record.stage("approval", lambda: approval(workshop.store, evidence, group, describe))
 
         try:
+            agree(engines)
             chain(engines, step, approve)
         except _Reached:
             pass

@@ -27,9 +27,9 @@ class Evidence:
     registry: Registry
 
     @property
-    def key(self) -> str:
-        """Names the evidence. How many versions there were is part of it: what was promoted and taken back is another
-        question."""
+    def name(self) -> str:
+        """Names the evidence (16 hexadecimal digits). How many versions there were is part of it: what was promoted and
+        taken back is another question."""
         made = {
             "candidate": self.candidate.digest,
             "evaluation": self.evaluation.digest,
@@ -37,7 +37,7 @@ class Evidence:
             "replaces": self.registry.current,
             "versions": len(self.registry.versions),
         }
-        return f"{FOLDER}/{digest(made)[:16]}"
+        return digest(made)[:16]
 
 
 class Answer(BaseModel):
@@ -59,9 +59,9 @@ class Answer(BaseModel):
 
 def answers(store: Store, evidence: Evidence) -> list[Answer]:
     """Everything that was answered about the evidence."""
-    return [Answer.model_validate_json(store.read(key) or b"") for key in store.list(evidence.key)]
+    return [Answer.model_validate_json(store.read(key) or b"") for key in store.list(f"{FOLDER}/{evidence.name}")]
 
 
 def record(store: Store, evidence: Evidence, asking: str, answer: Answer) -> None:
     """Keeps the answer to one asking."""
-    store.write(f"{evidence.key}/{asking}.json", answer.model_dump_json(indent=1).encode())
+    store.write(f"{FOLDER}/{evidence.name}/{asking}.json", answer.model_dump_json(indent=1).encode())

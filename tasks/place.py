@@ -12,8 +12,8 @@ from typing import Self
 
 from prefect import get_run_logger
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
-from nothing_gpt.artifacts import Artifact, Workshop
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest, validate_adapter
+from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.bases import Base, known_base
 from nothing_gpt.config import Environment, Settings
 from nothing_gpt.dpo import train as training
@@ -26,8 +26,10 @@ from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import say
-from nothing_gpt.serve.promote import Server, current_folder, versioned_name
+from nothing_gpt.serve.fetch import CURRENT
+from nothing_gpt.serve.promote import current_folder
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.serve.switch import Server, versioned_name
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import open_workshop
 from tasks.credentials import place_credentials
@@ -151,18 +153,20 @@ class LocalPlace(Place):
         return self.running_server()
 
     def serves(self, current: Path) -> bool:
-        server = self.running_server()
-        return server.admin.models().get(server.name) == server.path(current)
+        return not self.running_server().strays(current)
 
     def running_server(self) -> Server:
         """The user's vLLM, which runs whether we do or not."""
-        key, base = self.environment.serve_api_key, Path(self.settings.place.base_model or "")
+        place, key = self.settings.place, self.environment.serve_api_key
+        base = Path(place.base_model or "")
         return Server(
-            self.settings.place.serve_url or self.environment.serve_url,
+            place.serve_url or self.environment.serve_url,
             self.settings.sampling.model,
             base if (base / "config.json").is_file() else None,
             key.get_secret_value() if key else None,
-            self.settings.place.adapters_path,
+            place.adapters_path,
+            tuple(place.replicas),
+            None if place.adapters_path else Path(place.data).absolute() / CURRENT,
         )
 
     def judge(self) -> Service:
@@ -175,6 +179,12 @@ class LocalPlace(Place):
         place = self.settings.place
         folder = Path(place.sft_adapter) if place.sft_adapter else self.environment.sft_adapter_path
         return {name: folder / name for name in (CONFIG, WEIGHTS)}
+
+    def adopted(self) -> Artifact:
+        """The user's SFT adapter, checked and kept as an artifact. Raises FatalError where it is none."""
+        files = self.starting_adapter()
+        validate_adapter(next(iter(files.values())).parent)
+        return self.workshop.adopt(Stage("sft", 1), files)
 
     def base(self) -> Base:
         """The user's base model. Raises FatalError as `known_base`."""

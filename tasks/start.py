@@ -1,7 +1,6 @@
 """Where a run starts from: the sample scripts, the base model and the starting adapter."""
 
-from nothing_gpt.adapters import validate_adapter
-from nothing_gpt.artifacts import Artifact, Stage
+from nothing_gpt.artifacts import Artifact
 from nothing_gpt.embedded import stages
 from tasks import stage
 from tasks.place import LocalPlace, Place
@@ -25,7 +24,4 @@ def sft(place: Place, scripts: Artifact, base: Artifact) -> Artifact:
 @stage("sft")
 def adopt_adapter(place: LocalPlace) -> Artifact:
     """The user's own starting adapter, checked and kept as an artifact."""
-    files = place.starting_adapter()
-    folder = next(iter(files.values())).parent
-    validate_adapter(folder)
-    return place.workshop.adopt(Stage("sft", 1), files)
+    return place.adopted()

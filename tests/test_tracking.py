@@ -27,6 +27,7 @@ class FakeWandb(ModuleType):
         if self.down and options["mode"] == "online":
             raise TimeoutError("no route to W&B\n  at line 7")
         return SimpleNamespace(
+            url="https://wandb.ai/me/nothing-gpt/runs/1",
             finish=lambda exit_code: self.note(self.ended, exit_code),
             use_artifact=lambda artifact: self.note(self.linked, ("used", artifact.name)),
             log_artifact=lambda artifact: self.note(self.linked, ("made", artifact.name)),
@@ -87,6 +88,7 @@ def test_with_a_key_data_and_adapter_are_linked_to_the_run(
         tracking.used("pairs", [tmp_path / "train.jsonl"])
         tracking.made("adapter", [tmp_path / "train.jsonl"])
     assert wandb.modes == ["online"]
+    assert tracking.url == "https://wandb.ai/me/nothing-gpt/runs/1"
     assert wandb.linked == [("used", "pairs-0123456789abcdef"), ("made", "adapter-0123456789abcdef")]
 
 
@@ -98,6 +100,7 @@ def test_a_service_that_cannot_be_reached_stops_nothing(
     with tracking:
         tracking.used("pairs", [])
     assert wandb.modes == ["online", "offline"]
+    assert tracking.url is None
     assert wandb.linked == []
     assert capsys.readouterr().err == "train: W&B cannot be used online (no route to W&B)\n"
 

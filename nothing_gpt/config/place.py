@@ -74,6 +74,11 @@ class PlaceSettings(Group):
     serve_url: str | None = Field(
         default=None, description="local: address of vLLM, such as http://127.0.0.1:8000/v1; empty: SERVE_URL."
     )
+    replicas: list[str] = Field(
+        default=[],
+        description="local: addresses of further vLLMs that serve the same, each its own and none behind a balancer; "
+        "runs ask only the one of serve_url, a promotion or a rollback reaches all.",
+    )
     adapters_path: str | None = Field(
         default=None,
         description="gke: folder in which a vLLM elsewhere finds the adapters that its fetcher brings, such as "

@@ -4,6 +4,7 @@ It is the description of Prefect's form, which is narrow, and is printed on a te
 """
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from nothing_gpt.report.markdown import report_page
 PAIRS = 10
 _PROMPT, _ANSWER = 200, 500
 """Most characters of a prompt, whose end is shown, and of an answer."""
+_COLUMN = 28
+"""Characters a line of a table's cell, which Prefect's form does not break: two columns are what it shows at once."""
+_NAMES = {"start": "starting adapter", "served": "served adapter"}
 _OUTCOMES = {1: "the judge prefers the candidate", 0: "the judge prefers the other one"}
 
 
@@ -28,7 +32,7 @@ def question(summary: Summary, replaces: int | None, comparisons: Sequence[Mappi
         "\n".join(f"- {_quoted(reason['text'])}" for reason in summary["gate"]["reasons"]),
         f"Report: {report_page(summary)}, and under this run's Artifacts.",
         f"Answers to {len(shown)} of {len(rows)} held-out prompts, evenly taken:",
-        *(_side_by_side(number, row, f"{against} adapter") for number, row in enumerate(shown, 1)),
+        *(_side_by_side(number, row, _NAMES[against]) for number, row in enumerate(shown, 1)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -45,10 +49,10 @@ def _side_by_side(number: int, row: Mapping[str, Any], reference: str) -> str:
 
 def _cell(text: str) -> str:
     cut = text if len(text) <= _ANSWER else f"{text[:_ANSWER]} …"
-    return _quoted(cut) or "(no answer)"
+    lines = [part for line in cut.splitlines() for part in textwrap.wrap(line, _COLUMN)]
+    return " <br> ".join(map(_quoted, lines)) or "(no answer)"
 
 
 def _quoted(text: str) -> str:
     """A text that stands for itself: whatever a model wrote, it is no markup, link or end of a table."""
-    lines = [re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(line.split())) for line in text.splitlines()]
-    return " <br> ".join(line for line in lines if line)
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))

@@ -77,14 +77,19 @@ def fetch_current(store: Store, folder: Path) -> str:
     key = version.artifact if version else _starting(store)
     _fetch(store, key, folder)
     link = folder / CURRENT
-    with reporting_disk(link):
-        if not link.is_symlink() or link.readlink() != Path(key):
-            fresh = folder / f".{CURRENT}"
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(key)
-            fresh.replace(link)  # so that there is no moment without one
-            say(f"current: {key}")
+    if not link.is_symlink() or link.readlink() != Path(key):
+        point(link, Path(key))
+        say(f"current: {key}")
     return key
+
+
+def point(link: Path, target: Path) -> None:
+    """Makes the link point there; there is no moment without one. Raises FatalError where it cannot be written."""
+    fresh = link.with_name(f".{link.name}")
+    with reporting_disk(link):
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.replace(link)
 
 
 def mirror(store: Store, folder: Path) -> None:

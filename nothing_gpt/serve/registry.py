@@ -6,7 +6,7 @@ It changes by compare-and-swap only, so of two promotions at once one wins and t
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.store import Store
@@ -14,15 +14,23 @@ from nothing_gpt.store import Store
 KEY = "registry.json"
 
 
-class Approval(BaseModel):
-    """Who approved a promotion, and why."""
+class _Signed(BaseModel):
+    """What a person decided: who, why and when."""
 
     model_config = ConfigDict(frozen=True)
 
     by: str
     reason: str
-    at: float
+    at: float = Field(default_factory=time.time)
     """Unix time (s)."""
+
+
+class Approval(_Signed):
+    """Who approved a promotion, and why."""
+
+
+class Rollback(_Signed):
+    """Who took a version back, and why."""
 
 
 class Version(BaseModel):
@@ -50,6 +58,8 @@ class Version(BaseModel):
     """None: nobody was asked."""
     lineage: dict[str, str] = {}
     """Stage and key of each artifact that led to it, from prompts to evaluation."""
+    taken_back: Rollback | None = None
+    """A version is taken back once at most: promoted again, the adapter is a new version."""
 
 
 class Registry(BaseModel):
@@ -64,6 +74,11 @@ class Registry(BaseModel):
     def current_version(self) -> Version | None:
         """The version that the stable name stands for, None for the starting adapter."""
         return self.version(self.current)
+
+    @property
+    def previous(self) -> int | None:
+        """Number of the version that a rollback brings back, None for the starting adapter."""
+        return self.current_version.replaces if self.current_version else None
 
     def version(self, number: int | None) -> Version | None:
         return next((version for version in self.versions if version.version == number), None)
@@ -91,7 +106,7 @@ def promoted(registry: Registry, **fields: Any) -> Registry:
     return Registry(versions=[*registry.versions, version], current=number)
 
 
-def rolled_back(registry: Registry) -> Registry:
+def rolled_back(registry: Registry, rollback: Rollback) -> Registry:
     """The registry with the version current again that the current one replaced, or none for the starting adapter.
 
     Raises:
@@ -100,7 +115,9 @@ def rolled_back(registry: Registry) -> Registry:
     current = registry.current_version
     if current is None:
         raise FatalError("adapters rollback: no adapter is promoted, so there is nothing to take back")
-    return Registry(versions=registry.versions, current=current.replaces)
+    taken_back = current.model_copy(update={"taken_back": rollback})
+    versions = [taken_back if version == current else version for version in registry.versions]
+    return Registry(versions=versions, current=current.replaces)
 
 
 def swap(store: Store, before: Registry, after: Registry) -> None:

@@ -7,14 +7,24 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import httpx
 import pytest
 
+from nothing_gpt.adapters import CONFIG, WEIGHTS
+from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.embedded.serving import SERVER_PYTHON, LocalVLLM
 from nothing_gpt.errors import FatalError
+from nothing_gpt.serve.promote import Candidate, promote, roll_back
+from nothing_gpt.serve.registry import Rollback, read_registry
+from nothing_gpt.serve.switch import Server
+from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
 
 MARK = uuid.uuid4().hex
@@ -94,7 +104,7 @@ def test_a_port_where_another_server_answers_is_refused_before_anything_starts(
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama of 0.5 M parameters, `base`, and two random adapters, `a` and `b`."""
+    """A folder with a random Llama of 0.5 M parameters, `base`, and random adapters, `a`, `b` and `c`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -126,7 +136,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         base = LlamaForCausalLM.from_pretrained(folder / "base")
         # Not initialised as for training, which makes B zero and the adapter mute.
         lora = LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
@@ -253,6 +263,97 @@ def test_a_json_schema_constrains_even_a_random_model(server: LocalVLLM, admin: 
     form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema, "strict": True}}
     text = completions(server, "tiny", response_format=form, max_tokens=40, ignore_eos=False)[0]
     assert json.loads(text)["best"] in ("A", "B")
+
+
+Answer = dict[str, float]
+"""The likeliest first tokens of a greedy answer, with log-probabilities, which batches of other sizes hardly move."""
+
+
+def first_tokens(server: LocalVLLM, model: str) -> Answer:
+    body = {"model": model, "messages": PROMPT, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
+    response = httpx.post(f"{server.base_url}/chat/completions", json=body, timeout=120)
+    response.raise_for_status()
+    likely = response.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    return {token["token"]: token["logprob"] for token in likely}
+
+
+def distance(one: Answer, other: Answer) -> float:
+    return max(abs(logprob - other.get(token, -100.0)) for token, logprob in one.items())
+
+
+@dataclass
+class Traffic:
+    """Requests to `seinfeld` without a pause, by two clients: each one's answer, and how many switches had returned
+    when it was sent."""
+
+    server: LocalVLLM
+    switches: int = 0
+    answers: list[tuple[int, Answer]] = field(default_factory=list)
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                sent = self.switches
+                self.answers.append((sent, first_tokens(self.server, "seinfeld")))
+
+        with ThreadPoolExecutor(2) as pool:
+            clients = [pool.submit(ask) for _ in range(2)]
+            try:
+                yield
+            finally:
+                stop.set()
+            for client in clients:
+                client.result()  # raises what a request failed with
+
+    def switched(self) -> None:
+        """A switch has returned; returns once some requests were sent after it and answered."""
+        self.switches += 1
+        deadline = time.monotonic() + 60
+        while sum(sent == self.switches for sent, _ in list(self.answers)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(400)
+def test_through_20_promotions_and_5_rollbacks_no_request_fails_and_none_is_answered_by_a_former_adapter(
+    server: LocalVLLM, admin: VLLM, models: Path, tmp_path: Path
+) -> None:
+    workshop = Workshop(open_store(str(tmp_path / "store")), tmp_path / "work")
+    folders = {name: adopted(workshop, models / name) for name in ("a", "b", "c")}
+    live = Server(server.base_url, "seinfeld", models / "base")
+    for name, folder in folders.items():
+        admin.load(name, str(folder))
+    own = {name: first_tokens(server, name) for name in folders}
+    assert min(distance(own[one], own[other]) for one, other in ("ab", "bc", "ca")) > 1
+    admin.load("seinfeld", str(folders["c"]))  # the starting adapter
+    candidates = {name: Candidate(folders[name], f"sft/{folders[name].name}", name, "local", {}, []) for name in "ab"}
+    rollback = Rollback(by="anna", reason="a test", at=0)
+    serving, seconds = ["c"], []
+    with (traffic := Traffic(server)).flowing():
+        for number in range(25):
+            started = time.monotonic()
+            if number % 5 == 4:
+                roll_back(workshop, rollback, folders["c"], live)
+            else:
+                promote(workshop, candidates["b" if serving[-1] == "a" else "a"], folders["c"], live)
+            seconds.append(time.monotonic() - started)
+            serving.append(next(name for name in own if live.root == str(folders[name])))
+            traffic.switched()
+    assert len(read_registry(workshop.store).versions) == 20
+    assert all(one != other for one, other in pairwise(serving))
+    answered = [(sent, min(own, key=lambda name: distance(own[name], answer))) for sent, answer in traffic.answers]
+    for sent, name in answered:
+        assert name in serving[sent : sent + 2]  # the next one's too: a switch may be at work
+    assert {sent for sent, name in answered if name == serving[sent]} >= set(range(1, 26))
+    print(f"{len(answered)} answers; a switch took {median(seconds):.2f} s, at most {max(seconds):.2f} s")
+
+
+def adopted(workshop: Workshop, adapter: Path) -> Path:
+    files = {name: adapter / name for name in (CONFIG, WEIGHTS)}
+    return workshop.folder(workshop.adopt(Stage("sft", 1), files))
 
 
 # Last in this file, as it ends the server that the others share.

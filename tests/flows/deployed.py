@@ -30,8 +30,9 @@ def written() -> dict[str, dict[str, Any]]:
 def faked(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
     """The server's deployments, by name, from now on all on this machine and of a flow that trains nothing."""
     here = [{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}]
-    fake = DeploymentUpdate(entrypoint="tests/flows/fake_flow.py:dpo_pipeline", work_pool_name="local", pull_steps=here)
     for found in client.read_deployments():
+        entrypoint = str(found.entrypoint).replace("flows/dpo.py", "tests/flows/fake_flow.py")
+        fake = DeploymentUpdate(entrypoint=entrypoint, work_pool_name="local", pull_steps=here)
         client.update_deployment(found.id, fake)
     return {found.name: found for found in client.read_deployments()}
 

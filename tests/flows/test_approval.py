@@ -129,7 +129,7 @@ def test_other_evidence_is_another_question(evidence: Evidence) -> None:
         replace(evidence, registry=first),
         replace(evidence, registry=first.model_copy(update={"current": None})),  # promoted and taken back
     ]
-    assert len({other.key for other in others}) == len(others)
+    assert len({other.name for other in others}) == len(others)
 
 
 # On a deployment.
@@ -194,6 +194,18 @@ def test_a_retry_asks_again_after_a_rejection_and_after_nobody_came(
         approval(workshop.store, evidence, REQUIRED, shown)
     suspending.answer(decision="approve", by="Ada", reason="on second thoughts")
     assert approval(workshop.store, evidence, REQUIRED, nobody_looks).reason == "on second thoughts"
+
+
+def test_an_answer_is_none_to_what_became_another_question_meanwhile(
+    workshop: Workshop, evidence: Evidence, suspending: Suspending
+) -> None:
+    with pytest.raises(Pause):
+        approval(workshop.store, evidence, REQUIRED, shown)
+    suspending.answer(decision="approve", by="Ada", reason="better than the starting adapter")
+    changed = replace(evidence, registry=another(Registry()))
+    with pytest.raises(Pause):
+        approval(workshop.store, changed, REQUIRED, shown)
+    assert answers(workshop.store, changed) == []
 
 
 def test_a_name_or_a_reason_of_blanks_is_none() -> None:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.record import RunRecord
+from flows.record import RunRecord, last_run
 from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
 from nothing_gpt.config import Settings
 from nothing_gpt.dpo.gate import Decision, Reason
@@ -70,7 +72,7 @@ def finish_a_run(work: Workshop, place: str = "embedded") -> Artifact:
         reasons=[],
     )
     swap(work.store, read_registry(work.store), registry)
-    record = RunRecord(work, Settings())
+    record = RunRecord(work, Settings(), "flow-run")
     record.stage("prompts", lambda: work.find(asked.stage, asked.fingerprint))
     record.stage("pairs", lambda: preferences)
     record.stage("train", lambda: candidate)
@@ -98,7 +100,7 @@ def test_the_report_as_json_holds_the_figures_of_the_last_run(program: Call, wor
 
 
 def test_a_run_that_ended_early_has_null_for_what_it_did_not_reach(program: Call, work: Workshop) -> None:
-    record = RunRecord(work, Settings())
+    record = RunRecord(work, Settings(), "flow-run")
     record.stage("prompts", lambda: make(work, "prompts", {"prompts.jsonl": {}}, rows=140))
     record.finish()
     report = json.loads(program("report", "--json").out)
@@ -118,7 +120,7 @@ def test_the_report_for_people_shows_the_decision_and_where_the_page_is(
 
 
 def test_a_long_reason_is_shown_to_its_end(program: Call, work: Workshop) -> None:
-    record = RunRecord(work, Settings())
+    record = RunRecord(work, Settings(), "flow-run")
     reason = " ".join(f"word{n}" for n in range(40))
     with pytest.raises(FatalError):
         record.stage("prompts", lambda: fail(reason))
@@ -213,6 +215,31 @@ def test_journals_are_kept_while_something_that_is_kept_lacks_failed_rows(
     swap(work.store, registry, promoted(registry, artifact=candidate.key, fingerprint=candidate.fingerprint, **fields))
     listed = [line.partition(" MB  ")[2] for line in program("prune", answer="n\n").out.splitlines()]
     assert (rubbish[0] in listed, rubbish[1] in listed) == (True, False)
+
+
+@pytest.mark.parametrize(("until", "kept"), [("2999-01-01T00:00:00+00:00", True), ("2020-01-01T00:00:00+00:00", False)])
+def test_what_a_run_needs_that_waits_for_a_person_is_kept(
+    program: Call, work: Workshop, rubbish: list[str], until: str, kept: bool
+) -> None:
+    waiting = {"waits_until": until, "stages": {"pairs": {"artifact": rubbish[0]}}}
+    work.store.write("runs/waiting/flow-run.json", json.dumps(waiting).encode())
+    listed = [line.partition(" MB  ")[2] for line in program("prune", answer="n\n").out.splitlines()]
+    assert (rubbish[0] not in listed) is kept
+
+
+def test_a_record_of_a_run_that_waited_goes_on_where_it_was(work: Workshop) -> None:
+    made = make(work, "prompts", {"prompts.jsonl": "some"})
+    before = RunRecord(work, Settings(), "flow-run")
+    before.stage("prompts", lambda: replace(made, reused=False))
+    waited = before.finish(waits_until=time.time() + 60)
+    assert last_run(work.store) == f"runs/{waited['run']}"
+    after = RunRecord(work, Settings(), "flow-run")
+    after.stage("prompts", lambda: replace(made, reused=True))
+    ended = after.finish()
+    assert ended["stages"] == waited["stages"]
+    assert (ended["run"], ended["started"]) == (waited["run"], waited["started"])
+    assert "waits_until" not in json.loads(work.store.read(f"runs/{ended['run']}/summary.json") or b"{}")
+    assert RunRecord(work, Settings(), "flow-run").finish()["run"] != waited["run"]
 
 
 def test_nothing_is_listed_or_deleted_while_a_run_is_at_work(program: Call, work: Workshop, rubbish: list[str]) -> None:

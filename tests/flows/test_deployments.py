@@ -2,6 +2,7 @@
 the flow asks are fakes, as in `test_dpo.py`.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -21,17 +22,21 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events import emit_event
+from prefect.events.schemas.automations import EventTrigger
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed, Running, Scheduled
 from pydantic import SecretStr
 
 import flows.provision
 from flows.provision import LIMITS, provision
+from flows.record import last_run
 from nothing_gpt.config import Settings
 from nothing_gpt.loading import PRESETS, Preset, compose, load_settings
 from nothing_gpt.processes import Child
 from nothing_gpt.serve.registry import read_registry
 from tests.chain.processes import REPOSITORY
 from tests.fake_endpoint import says, serving
+from tests.flows.conftest import Call
 from tests.flows.deployed import (
     FILE,
     GROUPS,
@@ -49,6 +54,7 @@ from tests.flows.deployed import (
     written,
 )
 from tests.flows.fakes import Engines, engines
+from tests.flows.test_adapters import Stand
 
 
 @pytest.mark.parametrize("name", ["embedded", "nightly"])
@@ -149,7 +155,8 @@ def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
 @pytest.mark.timeout(600)
 def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: dict[str, DeploymentResponse]) -> None:
     assert {name: found.tags for name, found in deployed.items()} == {
-        "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"]
+        "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"],
+        "rollback": ["dpo", "embedded", "rollback"], "rollback-gke": ["dpo", "gke", "rollback"],
     }  # fmt: skip
     for found in deployed.values():
         assert found.description
@@ -165,6 +172,9 @@ def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: di
         assert all("description" in field or "$ref" in field for field in fields.values()), group
     assert schema["definitions"]["TrainingSettings"]["properties"]["beta"]["exclusiveMinimum"] == 0
     assert "replaced as a whole" in schema["properties"]["training"]["description"]
+    schema = deployed["rollback"].parameter_openapi_schema or {}
+    assert schema["required"] == ["reason"]
+    assert "why" in schema["properties"]["reason"]["description"].lower()
 
 
 @pytest.mark.prefect
@@ -172,6 +182,9 @@ def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: di
 def test_what_is_provided_stays_as_a_person_changed_it(client: SyncPrefectClient) -> None:
     provision(client)
     before = {found.name: found.id for found in client.read_automations()}
+    (dead,) = client.read_automations_by_name("nothing-gpt: a dead run is marked")
+    assert isinstance(dead.trigger, EventTrigger)
+    assert "prefect.flow-run.Suspended" in dead.trigger.expect  # it waits for a person, and has no process
     client.upsert_global_concurrency_limit_by_name("judge", 5)
     provision(client)
     assert {found.name: found.id for found in client.read_automations()} == before
@@ -203,6 +216,28 @@ def test_the_script_of_the_ci_ends_well_only_where_the_adapter_was_promoted(
     wrong = tell("scripts/run-deployment", "dpo-pipeline/gke", "-p", 'training={"beta": -1}')
     assert wrong.returncode == 1
     assert "beta" in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
+def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
+    client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines, call: Call
+) -> None:
+    stand = Stand.at(place, call)
+    first, second = stand.trained(0.5), stand.trained(0.75)
+    for adapter in (first, second):
+        stand.register(adapter)
+    where = {"place": parameters(place)["place"]}
+    with pytest.raises(PrefectHTTPStatusError, match=r"422|409"):
+        client.create_flow_run_from_deployment(fakes["rollback"].id, parameters=where | {"reason": ""})
+    run = client.create_flow_run_from_deployment(fakes["rollback"].id, parameters=where | {"reason": "too rude"})
+    ending = ended(client, run).state
+    assert ending
+    assert (ending.name, ending.message) == ("Completed", "seinfeld is version 1 again")
+    assert stand.serves(first)
+    taken_back = stand.registry.versions[1].taken_back
+    assert taken_back
+    assert (taken_back.reason, taken_back.by) == ("too rude", f"Prefect's run {run.name}")
 
 
 @pytest.mark.prefect
@@ -316,3 +351,73 @@ def beat(run: FlowRun) -> None:
             }
         ],
     )
+
+
+# Approval.
+
+
+def waits(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    """The run once it is suspended and its form is there."""
+
+    def look() -> FlowRun | None:
+        found = client.read_flow_run(run.id)
+        keys = found.state.state_details.run_input_keyset if found.state and found.state.is_paused() else None
+        inputs = client.filter_flow_run_input(run.id, keys["description"], limit=1, exclude_keys=set()) if keys else []
+        return found if inputs else None
+
+    return eventually(look)
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(900)
+def test_a_run_that_waits_for_approval_leaves_its_place_and_goes_on_as_it_is_answered(
+    client: SyncPrefectClient,
+    workers: Workers,
+    fakes: dict[str, DeploymentResponse],
+    place: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHON", sys.executable)
+    embedded = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[fakes["embedded"].id]))
+    before = {run.id for run in client.read_flow_runs(flow_run_filter=embedded)}
+    wanted = options(place, gate__approval="required")
+    script = subprocess.Popen(
+        ["scripts/run-deployment", "dpo-pipeline/embedded", *wanted],
+        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    (run,) = eventually(
+        lambda: [run for run in client.read_flow_runs(flow_run_filter=embedded) if run.id not in before]
+    )
+    waiting = waits(client, run)
+    assert waiting.state
+    keys: Any = waiting.state.state_details.run_input_keyset
+    form = json.loads(client.read_flow_run_input(run.id, keys["description"]))
+    assert "May it replace the starting adapter?" in form
+    summary = json.loads(place.store.read(f"{last_run(place.store)}/summary.json") or b"{}")
+    assert form.count("| starting adapter | candidate |") == min(10, summary["win_rate"]["n"])
+    assert summary["waits_until"]
+
+    # Another run of the deployment, of which one may run at once, does not find its place taken. Nobody answers it.
+    soon = parameters(place, gate__approval="required", gate__approval_hours=0.001)
+    second = ended(client, client.create_flow_run_from_deployment(fakes["embedded"].id, parameters=soon))
+    assert (second.state_name, second.state and second.state.message) == (
+        "Failed", "The flow was paused and never resumed."
+    )  # fmt: skip
+
+    answer = {"decision": "reject", "by": "Ada", "reason": "stale jokes"}
+    assert client.resume_flow_run(run.id, run_input={"decision": "approve"}).status.value == "REJECT"  # by whom?
+    client.resume_flow_run(run.id, run_input=answer)
+    printed, _ = script.communicate(timeout=200)
+    assert script.returncode == 1, printed
+    assert "Failed: approval: rejected by Ada: stale jokes" in printed
+    assert "Not promoted: the gate passed, but it was not approved" in printed
+    assert read_registry(place.store).versions == []
+
+    retry(client, run)
+    waits(client, run)
+    client.resume_flow_run(run.id, run_input=answer | {"decision": "approve", "reason": "they grew on me"})
+    assert ended(client, run).state_name == "Completed"
+    (version,) = read_registry(place.store).versions
+    assert version.approval
+    assert (version.approval.by, version.approval.reason) == ("Ada", "they grew on me")
+    assert place.vllm.answers_like("seinfeld", place.store.root / version.artifact)

@@ -23,8 +23,8 @@ from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError, GateFailed, TransientError
 from nothing_gpt.processes import free_port
-from nothing_gpt.serve.promote import versioned_name
 from nothing_gpt.serve.registry import read_registry
+from nothing_gpt.serve.switch import versioned_name
 from tasks.generate_pairs import generate_pairs
 from tasks.place import Place
 from tasks.train import train
@@ -138,10 +138,13 @@ def test_a_second_run_is_cached_up_to_the_evaluation_and_asks_nobody(place: Engi
     assert len(read_registry(place.store).versions) == 1
 
 
-def test_a_server_that_was_restarted_gets_the_promoted_adapter_back(place: Engines, trainer: Trainer) -> None:
+def test_a_run_begins_by_giving_a_server_that_was_restarted_the_promoted_adapter_back(
+    place: Engines, trainer: Trainer
+) -> None:
     flow(place)
     place.vllm.serve("seinfeld", place.start)
-    assert flow(place).is_completed()
+    state = flow(place, until="sft")
+    assert f"serves 'seinfeld' from {place.start}: not what" in logged(state, "seinfeld is version 1 again")
     registry = read_registry(place.store)
     assert place.vllm.answers_like("seinfeld", place.store.root / registry.versions[0].artifact)
     assert len(registry.versions) == 1

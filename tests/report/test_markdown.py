@@ -25,6 +25,13 @@ def test_texts_can_neither_break_a_table_nor_bring_markup() -> None:
     assert "| x\\|y | ran |" in text
 
 
+def test_a_run_that_is_tracked_online_has_a_link_there() -> None:
+    summary = samples.full_summary()
+    assert "Weights & Biases" not in markdown(summary)
+    summary["training"]["wandb"] = "https://wandb.ai/me/nothing-gpt/runs/0123"
+    assert "(<https://wandb.ai/me/nothing-gpt/runs/0123>)" in markdown(summary)
+
+
 @pytest.mark.parametrize("summary", [{}, samples.crashed_summary(), samples.pairs_only_summary()])
 def test_what_is_missing_is_left_out(summary: dict) -> None:
     text = markdown(summary)

@@ -32,6 +32,22 @@ def test_a_passed_gate_without_promotion_is_not_called_a_success() -> None:
     assert result.details == ("the smoke test failed",)
 
 
+def test_a_run_that_waits_for_a_person_says_until_when_and_one_that_was_approved_by_whom() -> None:
+    summary = samples.full_summary() | {"promoted": None, "waits_until": "2031-05-07T10:15:00+00:00"}
+    assert decision(summary).headline == "Waiting for approval: the gate passed"
+    assert decision(summary).details == ("until 2031-05-07 10:15 UTC",)
+    approved = samples.full_summary() | {"approval": {"by": "Ada", "reason": "funnier", "at": 0.0}}
+    assert decision(approved).details[-1] == "approved by Ada: funnier"
+
+
+def test_a_rejection_is_no_failure_of_the_gate() -> None:
+    summary = samples.full_summary() | {"promoted": None, "error": "approval: rejected by Ada: stale jokes"}
+    summary["stages"]["approval"] = {"status": "failed"}
+    result = decision(summary)
+    assert (result.tone, result.headline) == ("bad", "Not promoted: the gate passed, but it was not approved")
+    assert result.details == ("approval: rejected by Ada: stale jokes",)
+
+
 def test_a_run_stopped_early_says_after_which_stage() -> None:
     assert decision(samples.pairs_only_summary()).headline == "Not promoted: the run ended after pairs"
 

@@ -13,12 +13,14 @@ from nothing_gpt.adapters import CONFIG, WEIGHTS
 from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.errors import NothingGPTError
 from nothing_gpt.records import Message
-from nothing_gpt.serve.promote import Candidate, Server, promote, roll_back
-from nothing_gpt.serve.registry import Approval, Registry, Version, read_registry
+from nothing_gpt.serve.promote import Candidate, promote, roll_back, sync
+from nothing_gpt.serve.registry import Approval, Registry, Rollback, Version, read_registry
+from nothing_gpt.serve.switch import Server
 from nothing_gpt.store import Store
 from tests.fake_vllm import OUT, FakeVLLM, save_adapter
 
 NAME = "seinfeld"
+ROLLBACK = Rollback(by="anna", reason="not funny", at=2.0)
 CONVERSATION = [Message(role="user", content="[JERRY] What is the deal with tests?")]
 
 
@@ -63,7 +65,10 @@ class Stand:
         return promote(self.workshop, candidate, self.start, self.server, CONVERSATION, replaces)
 
     def roll_back(self) -> Version | None:
-        return roll_back(self.workshop, self.start, self.server, CONVERSATION)
+        return roll_back(self.workshop, ROLLBACK, self.start, self.server)
+
+    def sync(self) -> Version | None:
+        return sync(self.workshop, self.start, self.server)
 
     def refused(self, candidate: Candidate) -> NothingGPTError:
         """The error of a promotion that must change nothing: neither what is served nor the registry."""

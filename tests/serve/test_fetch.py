@@ -20,6 +20,7 @@ from nothing_gpt.store import Store
 from nothing_gpt.vllm_admin import VLLM, NoAdapterThere
 from tests.conftest import Start
 from tests.fake_vllm import save_adapter, serving_adapters
+from tests.serve.stand import ROLLBACK
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_the_link_follows_promotion_and_rollback(workshop: Workshop, folder: Pat
     promote(workshop, better)
     fetch.mirror(workshop.store, folder)
     assert (folder / "current").readlink() == Path(better.key)
-    swap(workshop.store, read_registry(workshop.store), rolled_back(read_registry(workshop.store)))
+    swap(workshop.store, read_registry(workshop.store), rolled_back(read_registry(workshop.store), ROLLBACK))
     fetch.mirror(workshop.store, folder)
     assert (folder / "current").readlink() == Path(start.key)
     assert held(folder) == {start.key}

@@ -16,8 +16,9 @@ import pytest
 from nothing_gpt import artifacts
 from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.errors import FatalError, TransientError
-from nothing_gpt.serve.promote import Candidate, promote, versioned_name
+from nothing_gpt.serve.promote import Candidate, promote
 from nothing_gpt.serve.registry import promoted, swap
+from nothing_gpt.serve.switch import versioned_name
 from tests.fake_vllm import OUT
 from tests.serve.stand import CONVERSATION, NAME, Stand, when_switching
 

@@ -10,7 +10,7 @@ import pytest
 from nothing_gpt.adapters import CONFIG, WEIGHTS
 from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.serve import fetch
-from nothing_gpt.serve.promote import Server
+from nothing_gpt.serve.switch import Server
 from tests.fake_vllm import save_adapter, save_base, serving_adapters
 from tests.serve.stand import NAME, Stand
 

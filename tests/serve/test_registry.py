@@ -6,8 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from nothing_gpt.errors import FatalError
-from nothing_gpt.serve.registry import KEY, Registry, promoted, read_registry, rolled_back, swap
+from nothing_gpt.serve.registry import KEY, Registry, Rollback, promoted, read_registry, rolled_back, swap
 from nothing_gpt.store import Store
+
+ROLLBACK = Rollback(by="anna", reason="not funny", at=2.0)
 
 
 def with_one_more(registry: Registry, digest: str = "d") -> Registry:
@@ -40,9 +42,9 @@ def test_what_is_written_is_read_again(store: Store) -> None:
     assert read_registry(store) == registry
 
 
-def test_a_version_from_before_approvals_and_lineage_is_read(store: Store) -> None:
+def test_a_version_from_before_approvals_lineage_and_rollbacks_were_recorded_is_read(store: Store) -> None:
     registry = with_one_more(Registry())
-    fields = registry.versions[0].model_dump(exclude={"approval", "lineage"})
+    fields = registry.versions[0].model_dump(exclude={"approval", "lineage", "taken_back"})
     store.write(KEY, json.dumps({"versions": [fields], "current": 1}).encode())
     assert read_registry(store) == registry
 
@@ -51,24 +53,24 @@ def test_taking_back_walks_through_what_each_version_replaced_and_keeps_the_hist
     registry = with_one_more(with_one_more(with_one_more(Registry(), "a"), "b"), "c")
     walked: list[int | None] = []
     while registry.current is not None:
-        registry = rolled_back(registry)
+        registry = rolled_back(registry, ROLLBACK)
         walked.append(registry.current)
     assert walked == [2, 1, None]
     assert len(registry.versions) == 3
 
 
 def test_taking_back_does_not_return_to_what_was_taken_back() -> None:
-    registry = with_one_more(rolled_back(with_one_more(with_one_more(Registry(), "a"), "b")), "c")
-    assert rolled_back(registry).current == 1
+    registry = with_one_more(rolled_back(with_one_more(with_one_more(Registry(), "a"), "b"), ROLLBACK), "c")
+    assert rolled_back(registry, ROLLBACK).current == 1
 
 
 def test_with_nothing_promoted_there_is_nothing_to_take_back() -> None:
     with pytest.raises(FatalError, match="no adapter is promoted"):
-        rolled_back(Registry())
+        rolled_back(Registry(), ROLLBACK)
 
 
 def test_a_number_is_never_used_twice_even_after_taking_back() -> None:
-    registry = with_one_more(rolled_back(with_one_more(Registry(), "a")), "b")
+    registry = with_one_more(rolled_back(with_one_more(Registry(), "a"), ROLLBACK), "b")
     assert [version.version for version in registry.versions] == [1, 2]
     assert (registry.current, registry.versions[1].replaces) == (2, None)
 

@@ -8,7 +8,7 @@ import pytest
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.promote import roll_back_unserved
-from tests.serve.stand import Stand
+from tests.serve.stand import ROLLBACK, Stand
 
 pytest.importorskip("torch")
 
@@ -21,6 +21,7 @@ def test_the_version_that_was_replaced_serves_again(stand: Stand) -> None:
     assert stand.roll_back() == version
     assert stand.serves(first.folder)
     assert stand.registry.current == 1
+    assert [found.taken_back for found in stand.registry.versions] == [None, ROLLBACK]
 
 
 def test_taken_back_twice_the_starting_adapter_serves_again(stand: Stand) -> None:
@@ -69,6 +70,6 @@ def test_a_version_whose_files_are_gone_is_not_taken_back_to(stand: Stand) -> No
 def test_where_no_server_runs_only_the_registry_changes(stand: Stand) -> None:
     stand.promote(stand.candidate())
     stand.vllm.loads.clear()
-    assert roll_back_unserved(stand.store) is None
+    assert roll_back_unserved(stand.store, ROLLBACK) is None
     assert stand.registry.current is None
     assert stand.vllm.loads == []
