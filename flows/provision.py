@@ -125,7 +125,10 @@ def _beside_the_worker(python: str) -> dict[str, Any]:
     template = ProcessWorker.get_default_base_job_template()
     properties = template["variables"]["properties"]
     properties["command"]["default"] = f"{python} -m prefect.engine"
-    properties["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    properties["env"]["default"] = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # in eight minutes: a run outlives a restart of its server
+    }
     return template
 
 

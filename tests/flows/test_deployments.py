@@ -8,25 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import psutil
 import pytest
-import yaml
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events import emit_event
 from prefect.events.schemas.automations import EventTrigger
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Crashed, Scheduled
+from prefect.states import Crashed, Running, Scheduled
+from pydantic import SecretStr
 
+import flows.provision
 from flows.provision import LIMITS, provision
 from flows.record import last_run
 from nothing_gpt.config import PlaceSettings, Settings
@@ -36,18 +38,27 @@ from nothing_gpt.processes import Child
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.workshops import bucket_workshop
 from tests.chain.processes import REPOSITORY
+from tests.fake_endpoint import says, serving
 from tests.fake_gcs import FakeGCS
 from tests.flows.conftest import Call
+from tests.flows.deployed import (
+    FILE,
+    GROUPS,
+    ended,
+    eventually,
+    faked,
+    held,
+    kept,
+    options,
+    parameters,
+    repeated,
+    retry,
+    start,
+    state,
+    written,
+)
 from tests.flows.fakes import Engines, engines
 from tests.flows.test_adapters import Stand
-
-FILE = REPOSITORY / "deployments" / "prefect.yaml"
-GROUPS = [*Settings.model_fields]
-
-
-def written() -> dict[str, dict[str, Any]]:
-    """The deployments of the file, by name."""
-    return {entry["name"]: entry for entry in yaml.safe_load(FILE.read_bytes())["deployments"]}
 
 
 @pytest.mark.parametrize("name", ["embedded", "nightly"])
@@ -77,12 +88,8 @@ def test_a_preset_wins_over_the_groups_and_overrides_win_over_both() -> None:
 # At a server.
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", *arguments]
-
-
-def tell(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=REPOSITORY, text=True, capture_output=True, timeout=timeout, check=False)
+def tell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=REPOSITORY, text=True, capture_output=True, timeout=200, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -95,23 +102,24 @@ def client(prefect: None) -> Iterator[SyncPrefectClient]:
 def deployed(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
     """The deployments as the README says, by name."""
     provision(client)
-    told = tell(*command("deploy", "--all", "--no-prompt", "--prefect-file", "deployments/prefect.yaml"))
+    told = tell(sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt", "--prefect-file", str(FILE))
     assert told.returncode == 0, told.stdout + told.stderr
     return {found.name: found for found in client.read_deployments()}
 
 
 @pytest.fixture(scope="session")
-def fake(client: SyncPrefectClient, deployed: object, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The same deployments on this machine, but of a flow that trains nothing."""
-    file = tmp_path_factory.mktemp("fake") / "prefect.yaml"
-    entries = written()
-    for entry in entries.values():
-        entry.pop("pull", None)
-        entry["entrypoint"] = entry["entrypoint"].replace("flows/dpo.py", "tests/flows/fake_flow.py")
-        entry["work_pool"]["name"] = "local"
-    file.write_text(yaml.safe_dump({"name": "nothing-gpt", "deployments": [*entries.values()]}))
-    told = tell(*command("deploy", "--all", "--no-prompt", "--prefect-file", str(file)))
-    assert told.returncode == 0, told.stdout + told.stderr
+def fakes(client: SyncPrefectClient, deployed: object) -> dict[str, DeploymentResponse]:
+    return faked(client)
+
+
+@pytest.fixture
+def slots(client: SyncPrefectClient) -> Iterator[None]:
+    """So many that no run waits for one: that of a process that died is free after a minute only."""
+    for name in ("endpoint", "judge"):
+        client.upsert_global_concurrency_limit_by_name(name, 4)
+    yield
+    for name in ("endpoint", "judge"):
+        client.upsert_global_concurrency_limit_by_name(name, LIMITS[name])
 
 
 class Workers:
@@ -123,12 +131,16 @@ class Workers:
 
     def start(self) -> Child:
         often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(REPOSITORY)}
-        self.running.append(Child(command("worker", "start", "--pool", "local"), self._log, often, REPOSITORY))
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"]
+        self.running.append(Child(command, self._log, often, REPOSITORY))
         return self.running[-1]
+
+    def are_up(self) -> bool:
+        return self._log.read_text().count("started!") == len(self.running)
 
 
 @pytest.fixture(scope="session")
-def workers(fake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+def workers(fakes: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """One worker, to begin with."""
     workers = Workers(tmp_path_factory.mktemp("worker") / "worker.log")
     workers.start()
@@ -143,38 +155,8 @@ def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
         yield running
 
 
-def parameters(place: Engines, **others: Any) -> dict[str, Any]:
-    """The groups of a run in that place."""
-    settings = place.settings(**others)
-    return {name: getattr(settings, name).model_dump(mode="json") for name in GROUPS}
-
-
-def options(place: Engines, **others: Any) -> list[str]:
-    """The same for a shell."""
-    return [
-        part for name, group in parameters(place, **others).items() for part in ("-p", f"{name}={json.dumps(group)}")
-    ]
-
-
-def eventually(look: Callable[[], Any], timeout_s: float = 150) -> Any:
-    """What is seen once it is true."""
-    deadline = time.monotonic() + timeout_s
-    while not (seen := look()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert seen
-    return seen
-
-
-def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
-    def look() -> FlowRun | None:
-        found = client.read_flow_run(run.id)
-        return found if found.state and found.state.is_final() else None
-
-    return eventually(look)
-
-
 @pytest.mark.prefect
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: dict[str, DeploymentResponse]) -> None:
     assert {name: found.tags for name, found in deployed.items()} == {
         "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"],
@@ -200,7 +182,7 @@ def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: di
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_is_provided_stays_as_a_person_changed_it(client: SyncPrefectClient) -> None:
     provision(client)
     before = {found.name: found.id for found in client.read_automations()}
@@ -220,7 +202,7 @@ def test_what_is_provided_stays_as_a_person_changed_it(client: SyncPrefectClient
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_script_of_the_ci_ends_well_only_where_the_adapter_was_promoted(
     workers: Workers, place: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,9 +224,9 @@ def test_the_script_of_the_ci_ends_well_only_where_the_adapter_was_promoted(
 
 @pytest.mark.prefect
 @pytest.mark.gcs
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_in_the_cluster_needs_no_file_of_the_worker_and_leaves_prefects_result_in_the_bucket(
-    client: SyncPrefectClient, workers: Workers, deployed: dict[str, DeploymentResponse], place: Engines, gcs: FakeGCS
+    client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines, gcs: FakeGCS
 ) -> None:
     here = PlaceSettings(bucket="gs://bucket/runs", data=str(place.folder / "here"))
     prompts, adapter = (give(bucket_workshop(here), path).key for path in (place.prompts, place.start))
@@ -259,7 +241,7 @@ def test_a_run_in_the_cluster_needs_no_file_of_the_worker_and_leaves_prefects_re
         prompts__paths=json.dumps([prompts]),
     )
     run = client.create_flow_run_from_deployment(
-        deployed["gke"].id,
+        fakes["gke"].id,
         parameters=chosen | {"preset": None},
         job_variables={"env": {name: os.environ[name] for name in ("STORAGE_EMULATOR_HOST", "XDG_CACHE_HOME")}},
     )
@@ -272,9 +254,9 @@ def test_a_run_in_the_cluster_needs_no_file_of_the_worker_and_leaves_prefects_re
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
-    client: SyncPrefectClient, workers: Workers, deployed: dict[str, DeploymentResponse], place: Engines, call: Call
+    client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines, call: Call
 ) -> None:
     stand = Stand.at(place, call)
     first, second = stand.trained(0.5), stand.trained(0.75)
@@ -282,11 +264,11 @@ def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
         stand.register(adapter)
     where = {"place": parameters(place)["place"]}
     with pytest.raises(PrefectHTTPStatusError, match=r"422|409"):
-        client.create_flow_run_from_deployment(deployed["rollback"].id, parameters=where | {"reason": ""})
-    run = client.create_flow_run_from_deployment(deployed["rollback"].id, parameters=where | {"reason": "too rude"})
-    state = ended(client, run).state
-    assert state
-    assert (state.name, state.message) == ("Completed", "seinfeld is version 1 again")
+        client.create_flow_run_from_deployment(fakes["rollback"].id, parameters=where | {"reason": ""})
+    run = client.create_flow_run_from_deployment(fakes["rollback"].id, parameters=where | {"reason": "too rude"})
+    ending = ended(client, run).state
+    assert ending
+    assert (ending.name, ending.message) == ("Completed", "seinfeld is version 1 again")
     assert stand.serves(first)
     taken_back = stand.registry.versions[1].taken_back
     assert taken_back
@@ -294,57 +276,116 @@ def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_whose_worker_was_killed_goes_on_when_it_is_retried(
-    client: SyncPrefectClient, workers: Workers, deployed: dict[str, DeploymentResponse], place: Engines
+    client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines, slots: None
 ) -> None:
-    place.vllm.before = lambda route, body: time.sleep(0.2)
-    run = client.create_flow_run_from_deployment(
-        deployed["embedded"].id,
-        parameters=parameters(place, sampling__concurrency=1) | {"preset": None, "until": "pairs"},
-    )
-    eventually(lambda: len(place.vllm.completions) > 3)
-    children = psutil.Process(workers.running[-1].pid).children(recursive=True)
-    os.kill(workers.running[-1].pid, signal.SIGKILL)
-    psutil.wait_procs(children, 30)
-    assert not any(child.is_running() for child in children)
-    answered = len(place.vllm.completions)
-    place.vllm.before = lambda route, body: None
+    with held(place, 40):
+        run = start(client, fakes["embedded"], place)
+        eventually(lambda: kept(place) >= 40)
+        children = psutil.Process(workers.running[-1].pid).children(recursive=True)
+        os.kill(workers.running[-1].pid, signal.SIGKILL)
+        psutil.wait_procs(children, 30)
+        assert not any(child.is_running() for child in children)
     client.set_flow_run_state(run.id, Crashed(message="what the automation does"))
     workers.start()
-    client.set_flow_run_state(
-        run.id, Scheduled(name="AwaitingRetry", message="Retry from the UI")
-    )  # as the button does
+    retry(client, run)
     assert ended(client, run).state_name == "Completed"
-    prompts = {json.dumps(request["messages"]) for request in place.vllm.completions}
-    # One request a completion here; repeated are the one in flight and those of the last second.
-    assert len(place.vllm.completions) <= 3 * len(prompts) + 6
-    assert answered < len(place.vllm.completions)
+    assert repeated(place) <= 1  # the one in flight
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(300)
-def test_a_scheduled_run_starts_by_itself_and_one_that_would_overlap_is_cancelled(
-    client: SyncPrefectClient, workers: Workers, deployed: dict[str, DeploymentResponse], place: Engines
+@pytest.mark.timeout(600)
+def test_of_two_workers_one_does_each_run_and_a_stage_of_both_is_done_once(
+    client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines, slots: None
 ) -> None:
-    nightly = deployed["nightly"]
-    place.vllm.before = lambda route, body: time.sleep(0.5)
+    workers.start()
+    eventually(workers.are_up)
+    with held(place, 40):
+        runs = [start(client, fakes[name], place) for name in ("embedded", "gke")]
+        eventually(lambda: [state(client, run) for run in runs] == ["Running"] * 2)
+    assert [ended(client, run).state_name for run in runs] == ["Completed"] * 2
+    for run in runs:
+        names = [found.name for found in client.read_flow_run_states(run.id)]
+        assert [names.count(name) for name in ("Pending", "Running", "Completed")] == [1, 1, 1]
+    assert repeated(place) == 0
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
+def test_a_scheduled_run_starts_by_itself_and_one_that_would_overlap_is_cancelled(
+    client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines
+) -> None:
+    nightly = fakes["nightly"]
     schedule = DeploymentScheduleCreate(
-        schedule=IntervalSchedule(interval=timedelta(seconds=10)),
+        schedule=IntervalSchedule(interval=timedelta(seconds=4)),
         active=True,
         parameters=parameters(place, sampling__concurrency=1) | {"until": "generate_pairs"},
     )
-    (made,) = client.create_deployment_schedules(nightly.id, [schedule])
     ours = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[nightly.id]))
 
     def states() -> set[str | None]:
-        return {run.state_name for run in client.read_flow_runs(flow_run_filter=ours)}
+        return {run.state_name for run in client.read_flow_runs(flow_run_filter=ours) if run.auto_scheduled}
 
-    eventually(lambda: {"Running", "Cancelled"} <= states())
-    client.delete_deployment_schedule(nightly.id, made.id)
-    place.vllm.before = lambda route, body: None
+    with held(place, 9):
+        (made,) = client.create_deployment_schedules(nightly.id, [schedule])
+        eventually(lambda: {"Running", "Cancelled"} <= states())
+        client.delete_deployment_schedule(nightly.id, made.id)
     eventually(lambda: states() <= {"Completed", "Cancelled"})
     assert "Completed" in states()
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
+def test_a_run_that_died_and_one_that_nobody_takes_are_marked_and_reported(
+    client: SyncPrefectClient, fakes: dict[str, DeploymentResponse], place: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the least patience that Prefect allows."""
+    for name in ("DEAD_AFTER", "LATE_FOR"):
+        monkeypatch.setattr(flows.provision, name, timedelta(seconds=10))
+    with serving() as people:
+        people.answer = lambda request: says("heard")
+        block: Any = Webhook(url=SecretStr(f"{people.url}/chat/completions"), allow_private_urls=True)
+        block.save("nothing-gpt")
+        provision(client)
+        dead, late = (tomorrow(client, fakes["embedded"], place) for _ in range(2))
+        client.set_flow_run_state(late.id, Scheduled(name="Late", scheduled_time=late.expected_start_time), force=True)
+        client.set_flow_run_state(dead.id, Running(), force=True)
+        beat(dead)
+        try:
+            assert {ended(client, run).state_name for run in (dead, late)} == {"Crashed"}
+            eventually(lambda: len(people.requests) >= 2)
+        finally:
+            monkeypatch.undo()
+            Webhook.delete("nothing-gpt")
+            (report,) = client.read_automations_by_name("nothing-gpt: a crashed run is reported")
+            client.delete_automation(report.id)
+            provision(client)
+    assert {request["text"] for request in people.requests} == {
+        f"{dead.name} of dpo-pipeline crashed: Its process died or lost its machine; Retry goes on where it stopped.",
+        f"{late.name} of dpo-pipeline crashed: No worker took it for an hour; start one and press Retry.",
+    }
+
+
+def tomorrow(client: SyncPrefectClient, deployment: DeploymentResponse, place: Engines) -> FlowRun:
+    """A run that no worker takes today."""
+    then = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters(place), state=then)
+
+
+def beat(run: FlowRun) -> None:
+    """As the run's process does."""
+    emit_event(
+        "prefect.flow-run.heartbeat",
+        {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+        related=[
+            {
+                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": "dpo-pipeline",
+            }
+        ],
+    )
 
 
 # Approval.
@@ -363,16 +404,16 @@ def waits(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_that_waits_for_approval_leaves_its_place_and_goes_on_as_it_is_answered(
     client: SyncPrefectClient,
     workers: Workers,
-    deployed: dict[str, DeploymentResponse],
+    fakes: dict[str, DeploymentResponse],
     place: Engines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHON", sys.executable)
-    embedded = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployed["embedded"].id]))
+    embedded = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[fakes["embedded"].id]))
     before = {run.id for run in client.read_flow_runs(flow_run_filter=embedded)}
     wanted = options(place, gate__approval="required")
     script = subprocess.Popen(
@@ -393,7 +434,7 @@ def test_a_run_that_waits_for_approval_leaves_its_place_and_goes_on_as_it_is_ans
 
     # Another run of the deployment, of which one may run at once, does not find its place taken. Nobody answers it.
     soon = parameters(place, gate__approval="required", gate__approval_hours=0.001)
-    second = ended(client, client.create_flow_run_from_deployment(deployed["embedded"].id, parameters=soon))
+    second = ended(client, client.create_flow_run_from_deployment(fakes["embedded"].id, parameters=soon))
     assert (second.state_name, second.state and second.state.message) == (
         "Failed", "The flow was paused and never resumed."
     )  # fmt: skip
@@ -407,7 +448,7 @@ def test_a_run_that_waits_for_approval_leaves_its_place_and_goes_on_as_it_is_ans
     assert "Not promoted: the gate passed, but it was not approved" in printed
     assert read_registry(place.store).versions == []
 
-    client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="Retry from the UI"))
+    retry(client, run)
     waits(client, run)
     client.resume_flow_run(run.id, run_input=answer | {"decision": "approve", "reason": "they grew on me"})
     assert ended(client, run).state_name == "Completed"
