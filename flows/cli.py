@@ -19,6 +19,7 @@ from rich.table import Table
 
 from flows.record import STAGES, last_run
 from flows.server import prefect_server
+from flows.sweep_cli import sweep
 from nothing_gpt.adapters import check_output, publish
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import PlaceSettings, Settings
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 adapters = typer.Typer(no_args_is_help=True, help="The promoted adapters.")
 app.add_typer(adapters, name="adapters")
+app.command()(sweep)
 jobs = typer.Typer(no_args_is_help=True, help="The training Jobs on the cluster (place.gke).")
 app.add_typer(jobs, name="jobs")
 _servers = ExitStack()

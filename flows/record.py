@@ -6,6 +6,7 @@ Kept in the store under `runs/`, written when the run ends, whichever way it end
 import json
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -22,10 +23,13 @@ from nothing_gpt.serve.registry import Version
 from nothing_gpt.store import Store
 
 FOLDER = "runs"
+SWEEPS = "sweeps"
 StageName = Literal[
     "scripts", "prompts", "base", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate", "gate", "promote"
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+watcher: ContextVar[Callable[[dict[str, Any]], None] | None] = ContextVar("watcher", default=None)
+"""Is told the summary of each run that ends in this context, however it ends."""
 
 
 class RunRecord:
@@ -67,6 +71,8 @@ class RunRecord:
         self._workshop.store.write(f"{key}/report.html", page.encode())
         # Last: the run is there when its summary is (`last_run`).
         self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
+        if watch := watcher.get():
+            watch(summary)
         return summary
 
     def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:
@@ -151,3 +157,9 @@ def last_run(store: Store) -> str | None:
     """Key of the latest run's folder, or None where there was none."""
     keys = [key for key in store.list(FOLDER) if key.endswith("/summary.json")]
     return keys[-1].rpartition("/")[0] if keys else None
+
+
+def last_sweep(store: Store) -> dict[str, Any] | None:
+    """Summary of the latest sweep, or None where there was none."""
+    keys = [key for key in store.list(SWEEPS) if key.endswith("/summary.json")]
+    return json.loads(store.read(keys[-1]) or b"{}") if keys else None

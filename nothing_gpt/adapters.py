@@ -24,7 +24,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 METRICS = "metrics.json"
 """Beside an adapter that was trained here: what training measured."""
-LEFT_BY_TRAINING = {CONFIG, WEIGHTS, METRICS, "steps.jsonl", "tracking", "manifest.json"}
+MARGINS = "margins.jsonl"
+"""Beside it too: `{pair, margin}`, each validation pair's id and the reward margin that training gave it."""
+LEFT_BY_TRAINING = {CONFIG, WEIGHTS, METRICS, MARGINS, "steps.jsonl", "tracking", "manifest.json"}
 """What a folder holds that training published, on its own or as an artifact."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Ways to begin an adapter that leave the base model's weights as they are."""
