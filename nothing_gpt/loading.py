@@ -47,7 +47,7 @@ def _laid(values: dict[str, Any], files: Iterable[Path], overrides: Iterable[str
     """The values with those of the files over them, and the overrides over all."""
     for file in files:
         given = read_yaml(file)
-        if not all(isinstance(group, dict) for group in given.values()):
+        if not (isinstance(given, dict) and all(isinstance(group, dict) for group in given.values())):
             raise FatalError(
                 f"{file}: expected groups of settings ({', '.join(Settings.model_fields)}), each a mapping"
             )
@@ -87,17 +87,14 @@ def _nested(groups: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises FatalError where there is none."""
+def read_yaml(file: Path) -> Any:
+    """What is in a file. Raises FatalError where that cannot be read."""
     try:
-        values = yaml.safe_load(file.read_bytes()) or {}
+        return yaml.safe_load(file.read_bytes()) or {}
     except OSError as error:
         raise FatalError(f"{file}: cannot read the settings ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as error:
         raise FatalError(f"{file}: not YAML ({' '.join(str(error).split())}); correct the file") from None
-    if not isinstance(values, dict):
-        raise FatalError(f"{file}: expected a mapping of settings; correct the file")
-    return values
 
 
 def _explain(error: Any, model: type[Group]) -> str:

@@ -39,7 +39,10 @@ def read_sweep(which: str | Path) -> SweepSettings:
     file = SWEEPS / f"{which}.yaml" if which in names else Path(which)
     if not file.is_file():
         raise FatalError(f"{which}: no such sweep ({', '.join(names)}), and no such file")
-    return validated(SweepSettings, read_yaml(file))
+    try:
+        return validated(SweepSettings, read_yaml(file))
+    except FatalError as error:
+        raise FatalError(f"{which}: {error}") from None
 
 
 def points_of(sweep: SweepSettings, settings: Settings) -> list[Point]:

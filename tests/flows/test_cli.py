@@ -72,7 +72,7 @@ def test_a_place_of_ones_own_wants_prompts_and_a_base_model(program: Call) -> No
     [
         (None, "No such file or directory"),
         ("training: {beta: [", "not YAML"),
-        ("- training", "expected a mapping of settings"),
+        ("- training", "expected groups of settings"),
         ("training: 3", "expected groups of settings"),
     ],
 )

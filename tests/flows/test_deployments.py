@@ -41,9 +41,10 @@ def written() -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in yaml.safe_load(FILE.read_bytes())["deployments"]}
 
 
-@pytest.mark.parametrize("name", ["embedded", "nightly"])
+@pytest.mark.parametrize("name", ["embedded", "nightly", "sweep"])
 def test_the_parameters_are_those_of_the_settings_file(name: str) -> None:
-    groups = Settings.model_validate(written()[name]["parameters"])
+    parameters = {key: value for key, value in written()[name]["parameters"].items() if key in GROUPS}
+    groups = Settings.model_validate(parameters)
     assert groups == load_settings(REPOSITORY / "deployments" / "embedded.yaml")
 
 
@@ -98,7 +99,7 @@ def fake(client: SyncPrefectClient, deployed: object, tmp_path_factory: pytest.T
     entries = written()
     del entries["gke"]["pull"]
     for entry in entries.values():
-        entry |= {"entrypoint": "tests/flows/fake_flow.py:dpo_pipeline"}
+        entry |= {"entrypoint": f"tests/flows/fake_flow.py:{entry['entrypoint'].partition(':')[2]}"}
         entry["work_pool"]["name"] = "local"
     file.write_text(yaml.safe_dump({"name": "nothing-gpt", "deployments": [*entries.values()]}))
     told = tell(*command("deploy", "--all", "--no-prompt", "--prefect-file", str(file)))
@@ -168,7 +169,8 @@ def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 @pytest.mark.timeout(300)
 def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: dict[str, DeploymentResponse]) -> None:
     assert {name: found.tags for name, found in deployed.items()} == {
-        "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"]
+        "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"],
+        "sweep": ["dpo", "embedded", "sweep"],
     }  # fmt: skip
     for found in deployed.values():
         assert found.description
