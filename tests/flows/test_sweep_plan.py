@@ -8,6 +8,7 @@ from tests.flows.conftest import Call
 from tests.flows.test_cli import local, prompts_file
 
 ONCE = [[stage, "all"] for stage in ("scripts", "base", "sft", "prompts", "generate_pairs", "judge", "pairs")]
+FROM_COMPLETIONS = ("generate_pairs", "judge", "pairs", "train", "evaluate")
 
 
 def shared(printed: str) -> list[list[str]]:
@@ -21,7 +22,7 @@ def shared(printed: str) -> list[list[str]]:
     [
         ("beta", [*ONCE, *([stage, n] for stage in ("train", "evaluate") for n in "1234")]),
         ("judge", [*ONCE, ["train", "all"], ["evaluate", "all"]]),  # here there is one judge, whatever its name
-        ("completions", [*ONCE[:4], *([stage, n] for stage in (*(s for s, _ in ONCE[4:]), "train", "evaluate") for n in "12")]),
+        ("completions", [*ONCE[:4], *([stage, n] for stage in FROM_COMPLETIONS for n in "12")]),
     ],
 )  # fmt: skip
 def test_a_stage_is_shared_by_the_points_that_make_it_alike(program: Call, sweep: str, wanted: list[list[str]]) -> None:
@@ -33,14 +34,18 @@ def test_some_points_may_share_what_others_do_not(program: Call, tmp_path: Path)
     file.write_text("grid: {judge.val_ratio: [0.1, 0.2], training.beta: [0.1, 0.05], gate.min_accuracy: [0.5]}")
     found = shared(program("sweep", str(file), "--dry-run").out)
     assert [row for row in found if row[0] in ("judge", "pairs", "train")] == [
-        ["judge", "all"], ["pairs", "1, 2"], ["pairs", "3, 4"], *(["train", n] for n in "1234")
-    ]  # fmt: skip
+        ["judge", "all"],
+        ["pairs", "1, 2"],
+        ["pairs", "3, 4"],
+        *(["train", n] for n in "1234"),
+    ]
 
 
 def test_a_shared_stage_is_paid_for_once(program: Call, tmp_path: Path) -> None:
     options = [
-        *local(prompts_file(tmp_path, 100)), "--set", "judge.model=m", "--set", "judge.prices={m: {input: 1, output: 1}}"
-    ]  # fmt: skip
+        *local(prompts_file(tmp_path, 100)),
+        *("--set", "judge.model=m", "--set", "judge.prices={m: {input: 1, output: 1}}"),
+    ]
     one = float(program("run", "--until", "judge", "--dry-run", *options).out.split("expected cost: ")[1].split()[0])
     whole = float(program("run", "--until", "evaluate", "--dry-run", *options).out.split("cost: ")[1].split()[0])
     swept = program("sweep", "beta", "--dry-run", *options).out
