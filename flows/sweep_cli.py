@@ -38,7 +38,7 @@ def sweep(
 
     What several points share is done once. One that fails does not end the sweep; run it again to go on.
     """
-    chosen, settings = read_sweep(which), load_settings(settings_files, overrides)
+    chosen, settings = read_sweep(which), load_settings(settings_files, overrides or ())
     points = points_of(chosen, settings)
     if dry_run:
         with prefect_server(settings) if settings.place.gcp_block else nullcontext():

@@ -67,6 +67,8 @@ def test_holm_raises_p_values_by_how_many_there_are() -> None:
 
 
 def test_over_many_comparisons_of_nothing_holm_errs_as_seldom_as_over_one() -> None:
-    even = [stats.binomtest(k, 20).pvalue for k in range(21) for _ in range(round(math.comb(20, k) / 2**20 * 400))]
+    even = [
+        float(stats.binomtest(k, 20).pvalue) for k in range(21) for _ in range(round(math.comb(20, k) / 2**20 * 400))
+    ]
     assert min(even) < 0.05
     assert min(holm(even)) > 0.05
