@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from flows.record import SWEEPS, last_sweep
 from flows.server import prefect_server
 from nothing_gpt.config import Settings, SweepSettings
 from nothing_gpt.loading import PRESETS, load_settings
 from nothing_gpt.progress import say
-from nothing_gpt.report.sweep import NOTES, sweep_decision, sweep_table
+from nothing_gpt.report.sweep import COMPARED, NOTES, sweep_decision, sweep_table
 from nothing_gpt.store import Store
 from nothing_gpt.sweeps import Point, points_of, read_sweep
 
@@ -65,12 +66,16 @@ def _run(chosen: SweepSettings, settings: Settings, halving: bool, promote: bool
 
 def _show(summary: dict[str, Any], store: Store, data: Path) -> None:
     shown = sweep_table(summary)
-    table = Table(*shown[0], box=None)
+    compared = {row["point"]: row.pop(COMPARED) for row in shown}
+    table = Table(*(Column(name, overflow="fold") for name in shown[0]), box=None)
     for row in shown:
-        table.add_row(*row.values())
+        table.add_row(*map(escape, row.values()))
     out.print(table, soft_wrap=False)
     for note in NOTES:
         out.print(note, markup=False, style="dim")
+    for point, comparison in compared.items():
+        if comparison:
+            out.print(f"{point}: {comparison}", markup=False)
     verdict = sweep_decision(summary)
     for line in (verdict.headline, *verdict.details):
         out.print(line, markup=False)

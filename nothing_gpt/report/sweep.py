@@ -15,6 +15,7 @@ from nothing_gpt.report.summary import Decision, dollars, duration, moment
 
 Row = Mapping[str, Any]
 
+COMPARED = "compared with the best"
 NOTES = (
     "Cost and minutes are what each point added: what several share was done for the first of them.",
     "Compared with the best: on how many validation pairs (accuracy) and held-out prompts (win rate) the best did "
@@ -54,7 +55,7 @@ def sweep_table(summary: Row) -> list[dict[str, str]]:
             "win rate": _estimate(row["win_rate"], row["win_rate_ci"]),
             "cost": "" if row["cost_usd"] is None else dollars(row["cost_usd"]),
             "time": duration(row["minutes"] * 60),
-            "compared with the best": _compared(row),
+            COMPARED: _compared(row),
         }
         for row in summary["points"]
     ]
