@@ -133,7 +133,7 @@ def points(rows: Sequence[Mapping[str, Any]]) -> str:
                     continue
                 if row.get(f"{key}_ci"):
                     axes.plot(row[f"{key}_ci"], [place] * 2, color=colour, linewidth=7, alpha=0.3)
-                axes.plot([row[key]], [place], color=colour, marker="o", markersize=7)
+                axes.plot([row[key]], [place], color=colour, marker="o", markersize=7, clip_on=False)
             axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
             if (label, key) in shares:
                 axes.axvline(0.5, color=INK, linewidth=1, linestyle="--")
