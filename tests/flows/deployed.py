@@ -1,6 +1,7 @@
 """What the tests of deployments share: a flow that trains nothing, an endpoint that pauses, what a server is asked."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ def faked(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
     """The server's deployments, by name, from now on all on this machine and of a flow that trains nothing."""
     here = [{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}]
     for found in client.read_deployments():
-        entrypoint = str(found.entrypoint).replace("flows/dpo.py", "tests/flows/fake_flow.py")
+        entrypoint = re.sub(r"^flows/(dpo|sweep)\.py", "tests/flows/fake_flow.py", str(found.entrypoint))
         fake = DeploymentUpdate(entrypoint=entrypoint, work_pool_name="local", pull_steps=here)
         client.update_deployment(found.id, fake)
     return {found.name: found for found in client.read_deployments()}

@@ -61,9 +61,10 @@ from tests.flows.fakes import Engines, engines
 from tests.flows.test_adapters import Stand
 
 
-@pytest.mark.parametrize("name", ["embedded", "nightly"])
+@pytest.mark.parametrize("name", ["embedded", "nightly", "sweep"])
 def test_the_parameters_are_those_of_the_settings_file(name: str) -> None:
-    groups = Settings.model_validate(written()[name]["parameters"])
+    parameters = {key: value for key, value in written()[name]["parameters"].items() if key in GROUPS}
+    groups = Settings.model_validate(parameters)
     assert groups == load_settings(REPOSITORY / "deployments" / "embedded.yaml")
 
 
@@ -161,6 +162,7 @@ def test_the_deployments_are_there_with_their_limits_and_their_form(deployed: di
     assert {name: found.tags for name, found in deployed.items()} == {
         "embedded": ["dpo", "embedded"], "nightly": ["dpo", "embedded", "nightly"], "gke": ["dpo", "gke"],
         "rollback": ["dpo", "embedded", "rollback"], "rollback-gke": ["dpo", "gke", "rollback"],
+        "sweep": ["dpo", "embedded", "sweep"],
     }  # fmt: skip
     for found in deployed.values():
         assert found.description
