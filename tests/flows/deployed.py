@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +19,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Scheduled
 
 from nothing_gpt.config import Settings
+from nothing_gpt.processes import Child
 from tests.chain.processes import REPOSITORY
 from tests.flows.fakes import Engines
 
@@ -110,3 +114,24 @@ def state(client: SyncPrefectClient, run: FlowRun) -> str | None:
 def retry(client: SyncPrefectClient, run: FlowRun) -> None:
     """As the button does."""
     client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="Retry from the UI"))
+
+
+class Workers:
+    """Workers of the pool `local`."""
+
+    def __init__(self, log: Path):
+        self._log = log
+        self.running: list[Child] = []
+
+    def start(self) -> Child:
+        often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"]
+        self.running.append(Child(command, self._log, often, REPOSITORY))
+        return self.running[-1]
+
+    def are_up(self) -> bool:
+        return self._log.read_text().count("started!") == len(self.running)
+
+
+def tell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=REPOSITORY, text=True, capture_output=True, timeout=200, check=False)
