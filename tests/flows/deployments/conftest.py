@@ -9,10 +9,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import DeploymentResponse
 
 from flows.provision import LIMITS, provision
-from tests.flows.deployed import (
-    FILE,
-    faked,
-)
+from tests.flows.deployed import FILE, Workers, faked, tell
 from tests.flows.fakes import Engines, engines
 
 
