@@ -74,6 +74,18 @@ class Person:
         self.press("Submit")
         return self._started()
 
+    def open_answer(self, text: str) -> None:
+        """What a suspended run asks, which begins so. The form is there a moment after the run's state, and the page
+        does not look for it again."""
+        asked = self.page.get_by_text(text).first
+        for _ in range(PATIENCE_MS // RELOAD_MS):
+            self.press("Resume")
+            with suppress(TimeoutError):
+                asked.wait_for(timeout=RELOAD_MS)
+                return
+            self.page.reload()
+        raise AssertionError(f"{text} was never asked")
+
     # The page of a run.
 
     def open_run(self, name: str) -> None:
