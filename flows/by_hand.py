@@ -13,7 +13,7 @@ from nothing_gpt.bases import Base
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.results import training_metrics
-from nothing_gpt.serve.promote import Candidate, current_folder, promote
+from nothing_gpt.serve.promote import Candidate, adapter_of, current_folder, promote
 from nothing_gpt.serve.registry import Approval, Registry, Version, read_registry
 from nothing_gpt.serve.switch import Server
 from tasks.place import EmbeddedPlace, LocalPlace, Models, open_place
@@ -31,7 +31,7 @@ def promote_by_hand(settings: Settings, wanted: str, approval: Approval, without
         workshop = place.workshop
         registry = read_registry(workshop.store)
         version = _registered(registry, wanted)
-        artifact = found(workshop, version.artifact if version else wanted)
+        artifact = adapter_of(workshop, version) if version else found(workshop, wanted)
         start, server = _server(place, artifact)
         if version:
             reasons = [*version.reasons, f"promoted by hand, as version {version.version} was"]

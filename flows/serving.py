@@ -34,7 +34,7 @@ def serve_current(settings: Settings, port: int) -> Iterator[str]:
         workshop = place.workshop
         current = _current(place)
         base = workshop.folder(found(workshop, base_of(workshop, current.artifact)))
-        adapter = workshop.folder(found(workshop, current.artifact))
+        adapter = version_folder(workshop, current, Path())
         with LocalVLLM(base, place.logs / "serve.log", port=port) as server:
             VLLM(server.base_url).load(current.name, str(adapter))
             yield server.base_url

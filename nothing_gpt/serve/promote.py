@@ -13,7 +13,7 @@ from types import EllipsisType
 from typing import Any
 
 from nothing_gpt.adapters import adapter_digest, changed_share, validate_adapter
-from nothing_gpt.artifacts import Workshop, lease
+from nothing_gpt.artifacts import Artifact, Workshop, lease
 from nothing_gpt.errors import FatalError
 from nothing_gpt.records import Message
 from nothing_gpt.serve.registry import (
@@ -67,15 +67,21 @@ def current_folder(workshop: Workshop, start: Path) -> Path:
 
 
 def version_folder(workshop: Workshop, version: Version | None, start: Path) -> Path:
-    """Folder of a version's adapter; None: the starting one's. Raises FatalError where its files are gone."""
-    if version is None:
-        return start
+    """Folder of a version's adapter; None: the starting one's. Raises as `adapter_of`."""
+    return workshop.folder(adapter_of(workshop, version)) if version else start
+
+
+def adapter_of(workshop: Workshop, version: Version) -> Artifact:
+    """A version's adapter. Raises FatalError where its files are gone, or are others: made again under the same key,
+    training need not come to the same weights, and those were never compared with anything."""
     found = workshop.find(*version.artifact.split("/", 1))
-    if found is None:
-        raise FatalError(
-            f"{version.name} version {version.version}: its files ({version.artifact}) are gone from the store"
-        )
-    return workshop.folder(found)
+    if found and adapter_digest(workshop.folder(found)) == version.digest:
+        return found
+    raise FatalError(
+        f"{version.name} version {version.version}: its files ({version.artifact}) are "
+        f"{'not those that were promoted' if found else 'gone from the store'}; make another version current with "
+        "`nothing-gpt adapters rollback` or `promote`"
+    )
 
 
 def promote(
