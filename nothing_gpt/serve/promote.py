@@ -14,7 +14,7 @@ from typing import Any
 
 from nothing_gpt.adapters import adapter_digest, changed_share, validate_adapter
 from nothing_gpt.artifacts import Artifact, Workshop, lease
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, GateFailed
 from nothing_gpt.records import Message
 from nothing_gpt.serve.registry import (
     Approval,
@@ -92,12 +92,14 @@ def promote(
     conversation: Sequence[Message] = TEST_PROMPT,
     replaces: int | EllipsisType | None = ...,
 ) -> Version:
-    """Serves the candidate under the stable name and records it, if it is not the current version already. `start` is
-    the adapter that it was trained from, and also what the stable name falls back to while nothing is promoted.
-    `conversation` is a prompt, better a long one. `replaces` is the version that was current when the candidate was
-    compared with what is served (None: the starting adapter); left out, whichever is current now.
+    """Serves the candidate under the stable name and records it, if it is not the current version already. What a
+    person took back wants an approval. `start` is the adapter that it was trained from, and also what the stable name
+    falls back to while nothing is promoted. `conversation` is a prompt, better a long one. `replaces` is the version
+    that was current when the candidate was compared with what is served (None: the starting adapter); left out,
+    whichever is current now.
 
     Raises:
+        GateFailed: this adapter was taken back, and nobody has approved of it.
         FatalError: the candidate is not servable or unchanged, the server refuses it, its answers do not change,
             another version than `replaces` is current, or another promotion came first. The former adapter then serves
             as before.
@@ -110,7 +112,10 @@ def promote(
         raise FatalError(f"promote: {candidate.folder} is the starting adapter unchanged; there is nothing to promote")
     digest = adapter_digest(candidate.folder)
     current = registry.current_version
-    if replaces is not ... and replaces != registry.current and not (current and current.digest == digest):
+    already = current is not None and current.digest == digest
+    if not (already or candidate.approval):
+        _refuse_taken_back(registry, digest)
+    if replaces is not ... and replaces != registry.current and not already:
         raise FatalError(
             f"promote: {_called(registry.current)} is current now, and the candidate was compared with "
             f"{_called(replaces)}; run again, and it is compared with that one"
@@ -128,10 +133,10 @@ def promote(
         lineage=candidate.lineage,
     )
     with lease(store, LEASE):
-        if already := is_current(store, candidate.folder):  # promoted before, maybe by another run just now
+        if promoted_before := is_current(store, candidate.folder):  # maybe by another run just now
             registry = after = read_registry(store)
         _settle(workshop, registry, after, candidate.folder, start, server, conversation)
-    return already or after.versions[-1]
+    return promoted_before or after.versions[-1]
 
 
 def roll_back(
@@ -200,6 +205,17 @@ def _settle(
         record=lambda: swap(workshop.store, registry, after),
         former=lambda: current_folder(workshop, start),
     )
+
+
+def _refuse_taken_back(registry: Registry, digest: str) -> None:
+    """A run that no person looks at must not undo what a person did: its gate saw all this before the rollback too."""
+    for version in reversed(registry.versions):
+        if version.digest == digest and version.taken_back:
+            raise GateFailed(
+                f"promote: this adapter is version {version.version}, which was taken back by {version.taken_back.by}: "
+                f"{version.taken_back.reason}; it wants a person's word, by `nothing-gpt adapters promote "
+                f"{version.version}` or gate.approval=required"
+            )
 
 
 def _called(version: int | None) -> str:

@@ -26,6 +26,9 @@ FIRST_TOKENS = 8
 NOISE = 0.02
 """Log-probabilities of one adapter differ by less between two requests, also in bfloat16."""
 
+ANSWER_TIMEOUT_S = 120.0
+"""As long as for a load. A server that takes requests and answers none must not hold up the run that looks at it."""
+
 START_S, POLL_S = 1800.0, 5.0
 """Longest wait for a server that was deployed anew, and how often it is looked for."""
 
@@ -142,19 +145,20 @@ def switch(
     record: Callable[[], object],
     former: Callable[[], Path],
 ) -> None:
-    """Gives the stable name to the adapter in the folder, on every replica, proves it, and then calls `record`. On any
-    failure, also of `record`, each of them gets the `former` adapter.
+    """Gives the stable name to the adapter in the folder, on every replica, proves it, has a restart load it, and then
+    calls `record`. On any failure, also of `record`, all that gets the `former` adapter.
 
     Raises:
-        FatalError: the server refuses the adapter, or its answers do not change. Whatever `record` raises.
+        FatalError: the server refuses the adapter, its answers do not change, or the link cannot be written. Whatever
+            `record` raises.
         TransientError: a replica does not answer.
     """
     shifts = [_Shift(store, one, folder, conversation) for one in server.each]
     try:
         for shift in shifts:
             shift.make()
-        record()
         server.point(folder)
+        record()
     except BaseException as failure:
         if error := _put_back(store, server, former):
             raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
@@ -169,6 +173,11 @@ def _put_back(store: Store, server: Server, former: Callable[[], Path]) -> Nothi
             one.load(store, one.name, former(), in_place=True)
         except NothingGPTError as error:
             failed = error
+    try:
+        if server.link and server.link.is_symlink():
+            server.point(former())
+    except NothingGPTError as error:
+        failed = error
     return failed
 
 
@@ -200,7 +209,8 @@ class _Shift:
 
 def _answer(server: Server, model: str, conversation: Sequence[Message]) -> list[tuple[str, float]]:
     """The model's greedy answer as (token, log-probability): what tells two adapters apart."""
-    client = openai.OpenAI(base_url=server.url, api_key=server.api_key or "none", max_retries=2)
+    key = server.api_key or "none"
+    client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=2, timeout=ANSWER_TIMEOUT_S)
     messages: Any = list(conversation)
     try:
         reply = client.chat.completions.create(

@@ -85,6 +85,29 @@ def test_where_one_dies_in_the_middle_the_others_go_back_and_sync_mends_the_rest
     assert stand.all_serve(former.folder)
 
 
+def test_where_what_a_restart_loads_cannot_be_changed_nothing_is(stand: Replicas) -> None:
+    stand.promote(stand.candidate(0.5))
+    former = stand.link.readlink()
+    blocked = stand.link.with_name(f".{stand.link.name}")
+    blocked.mkdir()
+    assert "cannot be used" in str(stand.refused(stand.candidate(0.75)))
+    assert stand.all_serve(former)
+    blocked.rmdir()
+
+
+def test_where_the_registry_cannot_be_changed_a_restart_loads_the_former_adapter(
+    stand: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TransientError("the store does not answer")
+
+    former = stand.candidate(0.5)
+    stand.promote(former)
+    monkeypatch.setattr("nothing_gpt.serve.promote.swap", fail)
+    stand.refused(stand.candidate(0.75))
+    assert stand.all_serve(former.folder)
+
+
 def test_sync_gives_servers_that_were_restarted_the_promoted_adapter(stand: Replicas) -> None:
     candidate = stand.candidate()
     stand.promote(candidate)
