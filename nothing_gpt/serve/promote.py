@@ -14,7 +14,8 @@ from typing import Any
 
 from nothing_gpt.adapters import adapter_digest, changed_share, validate_adapter
 from nothing_gpt.artifacts import Artifact, Workshop, lease
-from nothing_gpt.errors import FatalError, GateFailed
+from nothing_gpt.errors import FatalError, GateFailed, TransientError
+from nothing_gpt.progress import say
 from nothing_gpt.records import Message
 from nothing_gpt.serve.registry import (
     Approval,
@@ -147,16 +148,17 @@ def roll_back(
     conversation: Sequence[Message] = TEST_PROMPT,
 ) -> Version | None:
     """Makes the version that the current one replaced current again, on every replica too; returns it (None: the
-    starting adapter).
+    starting adapter). A replica that does not answer keeps a bad adapter on none of the others: it is named.
 
     Raises:
-        FatalError: nothing is promoted, or as `promote`.
+        FatalError: nothing is promoted, or as `promote`. TransientError: no replica answers.
     """
     registry = read_registry(workshop.store)
     after = rolled_back(registry, rollback)
     with lease(workshop.store, LEASE):
         folder = version_folder(workshop, after.current_version, start)
-        _settle(workshop, registry, after, folder, start, server, conversation)
+        for error in _settle(workshop, registry, after, folder, start, server, conversation, partly=True):
+            say(f"{error}; `nothing-gpt adapters sync`, or the next run, puts it right")
     return after.current_version
 
 
@@ -176,12 +178,14 @@ def sync(
     the starting adapter). The registry stays as it is.
 
     Raises:
-        FatalError: the files of the current version are gone, or as `promote`; TransientError as this.
+        FatalError: the files of the current version are gone, or as `promote`.
+        TransientError: a replica does not answer; the others are put right.
     """
     with lease(workshop.store, LEASE):
         registry = read_registry(workshop.store)
         folder = version_folder(workshop, registry.current_version, start)
-        _settle(workshop, registry, registry, folder, start, server, conversation)
+        if silent := _settle(workshop, registry, registry, folder, start, server, conversation, partly=True):
+            raise silent[0]
     return registry.current_version
 
 
@@ -193,17 +197,19 @@ def _settle(
     start: Path,
     server: Server,
     conversation: Sequence[Message],
-) -> None:
+    partly: bool = False,
+) -> list[TransientError]:
     """Switches to the adapter in `folder` and writes `after` in place of `registry`; on any failure the stable name
-    goes back to what the store's registry says."""
+    goes back to what the store's registry says. `partly` as of `switch`."""
     unchanged(workshop.store, registry)
-    switch(
+    return switch(
         workshop.store,
         server,
         folder,
         conversation,
         record=lambda: swap(workshop.store, registry, after),
         former=lambda: current_folder(workshop, start),
+        partly=partly,
     )
 
 

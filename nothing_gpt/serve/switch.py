@@ -84,11 +84,7 @@ class Server:
 
     def strays(self, folder: Path) -> list[str]:
         """What is otherwise than it is where the stable name means the adapter in the folder, as sentences."""
-        told = [
-            f"{one.url} serves {one.name!r} from {root}" if root else f"{one.url} does not serve {one.name!r}"
-            for one in self.each
-            if (root := one.root) != one.path(folder)
-        ]
+        told = [stray for one in self.each if (stray := one._stray(folder))]
         if self._follows(folder):
             return told
         return [*told, f"a restart would not load {self.name!r} from {folder}"]
@@ -97,6 +93,15 @@ class Server:
         """Makes a restart load the adapter in the folder."""
         if self.link and not self._follows(folder):
             fetch.point(self.link, folder)
+
+    def _stray(self, folder: Path) -> str | None:
+        try:
+            root = self.root
+        except TransientError as error:
+            return str(error)
+        if root == self.path(folder):
+            return None
+        return f"{self.url} serves {self.name!r} from {root}" if root else f"{self.url} does not serve {self.name!r}"
 
     def _follows(self, folder: Path) -> bool:
         return self.link is None or (self.link.is_symlink() and self.link.readlink() == folder)
@@ -144,16 +149,26 @@ def switch(
     conversation: Sequence[Message],
     record: Callable[[], object],
     former: Callable[[], Path],
-) -> None:
+    partly: bool = False,
+) -> list[TransientError]:
     """Gives the stable name to the adapter in the folder, on every replica, proves it, has a restart load it, and then
-    calls `record`. On any failure, also of `record`, all that gets the `former` adapter.
+    calls `record`. On any failure, also of `record`, all that gets the `former` adapter. With `partly`, replicas that
+    do not answer are left as they are, if one does; returns what these say.
 
     Raises:
         FatalError: the server refuses the adapter, its answers do not change, or the link cannot be written. Whatever
             `record` raises.
         TransientError: a replica does not answer.
     """
-    shifts = [_Shift(store, one, folder, conversation) for one in server.each]
+    shifts: list[_Shift] = []
+    silent: list[TransientError] = []
+    for one in server.each:
+        try:
+            shifts.append(_Shift(store, one, folder, conversation))
+        except TransientError as error:
+            silent.append(error)
+    if silent and not (partly and shifts):
+        raise silent[0]
     try:
         for shift in shifts:
             shift.make()
@@ -163,6 +178,7 @@ def switch(
         if error := _put_back(store, server, former):
             raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
         raise
+    return silent
 
 
 def _put_back(store: Store, server: Server, former: Callable[[], Path]) -> NothingGPTError | None:
