@@ -15,7 +15,7 @@ import pytest
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.serve.registry import Approval, Registry, promoted, read_registry, swap
+from nothing_gpt.serve.registry import Approval, Registry, Rollback, promoted, read_registry, rolled_back, swap
 from nothing_gpt.workshops import folder_workshop
 from tests.fake_vllm import save_adapter, save_base
 from tests.flows.conftest import Call, Ended
@@ -56,11 +56,11 @@ class Stand:
 
         return self.workshop.make(Stage("train", 1), {"level": level}, {"adapter": self.start}, build)
 
-    def register(self, adapter: Artifact) -> None:
+    def register(self, adapter: Artifact, place: str = "local") -> None:
         """What a run's promotion leaves, on the server too."""
         folder = self.workshop.folder(adapter)
         before = self.registry
-        fields: dict[str, Any] = {"name": "seinfeld", "place": "local", "metrics": {"win_rate": 0.75}}
+        fields: dict[str, Any] = {"name": "seinfeld", "place": place, "metrics": {"win_rate": 0.75}}
         approval = Approval(by="anna", reason="funnier [really]", at=0)
         after = promoted(
             before, artifact=adapter.key, fingerprint=adapter.fingerprint, digest=adapter_digest(folder),
@@ -233,6 +233,17 @@ def test_a_server_that_died_in_a_first_promotion_is_synced(stand: Stand) -> None
     vllm.serve("seinfeld", stand.workshop.folder(adapter))
     assert stand("sync").err.endswith("seinfeld is the starting adapter, as the registry says\n")
     assert stand.serves(stand.start)
+
+
+def test_what_another_place_began_from_is_no_starting_adapter_here(stand: Stand) -> None:
+    files = save_adapter(stand.place.folder / "other", 0.1)
+    ours = stand.start
+    stand.start = stand.workshop.adopt(Stage("sft", 1), {name: files / name for name in (CONFIG, WEIGHTS)})
+    stand.register(stand.trained(0.5), place="embedded")
+    before = stand.registry
+    swap(stand.place.store, before, rolled_back(before, Rollback(by="anna", reason="too rude")))
+    assert stand("sync").err.endswith("seinfeld is the starting adapter, as the registry says\n")
+    assert stand.serves(ours)
 
 
 def test_where_no_server_runs_one_is_started_for_a_promotion_by_hand_and_sync_has_nothing_to_do(
