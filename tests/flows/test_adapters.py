@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
-from nothing_gpt.artifacts import Artifact, Stage, Workshop
+from nothing_gpt.artifacts import MANIFEST, Artifact, Stage, Workshop
 from nothing_gpt.serve.registry import Approval, Registry, Rollback, promoted, read_registry, rolled_back, swap
 from nothing_gpt.workshops import folder_workshop
 from tests.fake_vllm import save_adapter, save_base
@@ -71,10 +71,9 @@ class Stand:
 
     def decide(self, adapter: Artifact, passed: bool = True, against: Artifact | None = None) -> None:
         """What a run leaves whose gate compared the adapter with another, and promoted nothing."""
-        met = adapter_digest(self.workshop.folder(against or self.start))
-        evaluation = self.workshop.make(
-            Stage("evaluate", 2), {"references": {"start": f"{met} on base"}, "of": adapter.key}, {}, lambda folder: {}
-        )
+        candidate, met = (adapter_digest(self.workshop.folder(one)) for one in (adapter, against or self.start))
+        identities = {"references": {"start": f"{met} on base"}, "candidate": f"{candidate} on base"}
+        evaluation = self.workshop.make(Stage("evaluate", 2), identities, {}, lambda folder: {})
         summary = {
             "run": "20260101-000000-000",
             "gate": {"passed": passed, "reasons": [{"passed": passed, "text": "win rate 0.70"}]},
@@ -180,9 +179,22 @@ def before_another_came(stand: Stand, adapter: Artifact) -> None:
     stand.register(stand.trained(0.6))
 
 
+def before_it_was_made_again_otherwise(stand: Stand, adapter: Artifact) -> None:
+    stand.decide(adapter)
+    other = stand.trained(0.6)
+    for name in (WEIGHTS, MANIFEST):
+        stand.place.store.copy(f"{other.key}/{name}", f"{adapter.key}/{name}")
+
+
+def with_a_damaged_summary(stand: Stand, adapter: Artifact) -> None:
+    stand.place.store.write("runs/20260101-000000-000/summary.json", b'{"run": ')
+
+
 @pytest.mark.parametrize(
     ("past", "complaint"),
     [
+        (before_it_was_made_again_otherwise, "compared other weights of"),
+        (with_a_damaged_summary, "what its gate said is unknown"),
         (never_seen, "no run's gate has looked at"),
         (refused, "the gate of 20260101-000000-000 refused"),
         (before_another_came, "did not compare"),
