@@ -1,5 +1,5 @@
 """Who is asked for an approval and where, and what becomes of the answer. A deployment's run is in
-`test_deployments.py`."""
+`deployments/`."""
 
 import sys
 from collections.abc import Callable, Iterator
