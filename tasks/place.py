@@ -32,7 +32,7 @@ from nothing_gpt.progress import say
 from nothing_gpt.records import digest
 from nothing_gpt.replicas import addresses
 from nothing_gpt.serve.fetch import CURRENT
-from nothing_gpt.serve.promote import current_folder
+from nothing_gpt.serve.promote import adapter_of, current_folder
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.serve.switch import Redeployed, Server, versioned_name
 from nothing_gpt.store import Store, open_bucket
@@ -131,12 +131,11 @@ class Place:
         if number == 0:
             return sft
         version = read_registry(self.workshop.store).version(number)
-        found = self.workshop.find(*version.artifact.split("/")) if version else None
-        if found is None:
+        if version is None:
             raise FatalError(
                 f"training.starting_version: no promoted version {number} here; see `nothing-gpt adapters list`"
             )
-        return found
+        return adapter_of(self.workshop, version)
 
     def adapter(self, models: Models, artifact: Artifact) -> Service:
         """One adapter's endpoint, under a versioned name: whatever is promoted later, the name means this one."""
