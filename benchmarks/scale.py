@@ -12,14 +12,16 @@ import argparse
 import hashlib
 import json
 import sys
-import tracemalloc
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks.endpoint import Pace
 from benchmarks.measure import input_folder, run_stage, serving
+from benchmarks.stage import peak_mib
 from nothing_gpt.positions import HASH_BYTES, Positions
 from nothing_gpt.records import Rows
 from nothing_gpt.replies import Meter, Reply
@@ -68,8 +70,14 @@ def measured(rows: int, in_process: bool) -> dict[str, Any]:
 
 
 def held_mib(rows: int) -> float:
-    """The most that a stage holds at a time for so many rows: their places, hashes and latencies. No row is asked."""
-    tracemalloc.start()
+    """The most that a stage holds at a time for so many rows: their places, hashes and latencies. No row is asked.
+    Measured in a process of its own, for SQLite's memory is none of Python's."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_hold, rows).result()
+
+
+def _hold(rows: int) -> float:
+    before = peak_mib()
     prompts, seen = Rows[None]([Path("nowhere")], lambda identity, row: None), Positions()
     for number in range(rows):
         identity = hashlib.sha256(number.to_bytes(8)).hexdigest()
@@ -77,13 +85,11 @@ def held_mib(rows: int) -> float:
         prompts.note(0, number, identity)
     del seen
     index, meter, reply = Positions(), Meter(), Reply("", [], 0, 0)
-    for identity in prompts.ids():
-        index.add(bytes.fromhex(identity[: 2 * HASH_BYTES]), len(index))
-        meter.count(reply, float(len(index)))
+    for number, identity in enumerate(prompts.ids()):
+        index.add(bytes.fromhex(identity[: 2 * HASH_BYTES]), number)
+        meter.count(reply, float(number))
     meter.figures()
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return most / 2**20
+    return peak_mib() - before
 
 
 def broken(sizes: list[dict[str, Any]]) -> list[str]:

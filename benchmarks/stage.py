@@ -69,7 +69,7 @@ def main() -> None:
     service = Service(lambda: given.url, MODEL, identity="benchmark")
     started, cpu = time.monotonic(), time.process_time()
     made = (_generate if given.stage == "generation" else _judge)(workshop, given, service)
-    took = {"stage_s": time.monotonic() - started, "stage_cpu_s": time.process_time() - cpu, "peak_mib": _peak_mib()}
+    took = {"stage_s": time.monotonic() - started, "stage_cpu_s": time.process_time() - cpu, "peak_mib": peak_mib()}
     print(json.dumps({"key": made.key, "reused": made.reused, **took, "store": store.counts}))
 
 
@@ -103,7 +103,7 @@ def _judge(workshop: Workshop, given: argparse.Namespace, service: Service) -> A
     return judge(workshop, completions, JudgeSettings(model=MODEL, concurrency=given.slots), service)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The process's own high-water mark: what `wait4` tells includes the parent's, of which it was forked."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found

@@ -391,4 +391,4 @@ class _Patience:
 
 def _backoff(attempt: int) -> float:
     """Seconds, exponential with full jitter, so that many rows do not come back at once."""
-    return random.uniform(0, min(0.5 * 2**attempt, LONGEST_BACKOFF_S))
+    return random.uniform(0, min(0.5 * 2 ** min(attempt, 10), LONGEST_BACKOFF_S))

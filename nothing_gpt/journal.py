@@ -33,7 +33,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 class Journal:
     """The rows of one partition. A context manager; safe to use from several threads.
 
-    A row costs about 60 bytes of memory, whatever its size: the index holds a hash of its key and its position, and
+    A row costs about 30 bytes of memory, whatever its size: the index holds a hash of its key and its position, and
     the row stays in the store until it is read.
     """
 

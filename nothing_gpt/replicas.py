@@ -1,8 +1,9 @@
 """One service at several addresses: where each request goes, and who is left out for a while.
 
-A request goes to the replica with the fewest in flight. One that fails `EJECT_AFTER` times in succession is left out,
-and tried with one request now and then until it answers. Where there is only one address it is never left out. What an
-answer means is decided in `replies.py`, and what is asked again in `endpoint.py`.
+A request goes to the replica with the fewest in flight. One that fails `EJECT_AFTER` times in succession, refuses, or
+names the time to come back is left out, and tried with one request now and then until it answers. After any failure it
+is looked at first, for it may have begun anew with other weights. Where there is only one address it is never left out.
+What an answer means is decided in `replies.py`, and what is asked again in `endpoint.py`.
 """
 
 import asyncio
@@ -45,8 +46,10 @@ class Replica:
     trials: int = 0
     """Since it is left out."""
     back_at: float = 0.0
-    out: TransientError | None = None
+    out: TransientError | FatalError | None = None
     """Why it is left out."""
+    doubted: bool = False
+    """It failed since it was looked at."""
 
     async def served(self) -> dict[str, str | None]:
         """Names of the models that it serves, each with its `root`, vLLM's path of its weights, where that is told.
@@ -121,35 +124,43 @@ class Replicas:
         """The replica that a request goes to. How the request ends decides how the replica is used.
 
         Raises:
-            TransientError: all are left out, or one that others can stand in for refuses all requests. FatalError: the
-                last one does. What else the request raises.
+            TransientError: all are left out, or one that others can stand in for refuses, or names the time to come
+                back. FatalError: all refuse. What else the request raises.
         """
         replica = self._least_loaded()
         replica.in_flight += 1
         try:
-            if replica.out:
-                replica.trials += 1
-                if error := await self._look(replica):
-                    raise error
+            replica.trials += replica.out is not None
+            if replica.doubted and len(self._all) > 1 and (error := await self._look(replica)):
+                raise error
             yield replica
-        except (BadRowError, RateLimitError):  # an answer all the same
+        except BadRowError:  # an answer all the same
             self._answered(replica)
             raise
+        except RateLimitError as error:
+            if not error.retry_after or all(other.out for other in self._others(replica)):
+                self._answered(replica)
+                raise
+            self._leave_out(replica, error)
+            raise TransientError(str(error)) from None  # the others need not wait
         except TransientError as error:
             replica.failures += 1
+            replica.doubted = True
             if replica.out or (len(self._all) > 1 and replica.failures >= EJECT_AFTER):
                 self._leave_out(replica, error)
             raise
         except FatalError as error:
-            if all(other.out for other in self._all if other is not replica):
+            if all(isinstance(other.out, FatalError) for other in self._others(replica)):
                 raise
-            passing = TransientError(str(error))
-            self._leave_out(replica, passing)
-            raise passing from None
+            self._leave_out(replica, error)
+            raise TransientError(str(error)) from None
         else:
             self._answered(replica)
         finally:
             replica.in_flight -= 1
+
+    def _others(self, replica: Replica) -> list[Replica]:
+        return [other for other in self._all if other is not replica]
 
     def _least_loaded(self) -> Replica:
         now = self._clock()
@@ -158,7 +169,7 @@ class Replicas:
         if not usable:
             out = min(self._all, key=lambda one: one.back_at).out
             assert out
-            raise out.with_traceback(None)
+            raise TransientError(str(out)) if isinstance(out, FatalError) else out.with_traceback(None)
         return min(usable, key=lambda one: one.in_flight)
 
     async def _look(self, replica: Replica) -> TransientError | None:
@@ -175,6 +186,7 @@ class Replicas:
                 f"{replica.url}: {replica.model!r} is served {source}, but at {first.url} it is served {known}; all "
                 "replicas must serve the same weights: load them there, or take the address out of the list"
             )
+        replica.doubted = False
         return None
 
     def _answered(self, replica: Replica) -> None:
@@ -182,8 +194,9 @@ class Replicas:
             say(f"{replica.url}: back")
         replica.failures, replica.trials, replica.out = 0, 0, None
 
-    def _leave_out(self, replica: Replica, error: TransientError) -> None:
+    def _leave_out(self, replica: Replica, error: TransientError | FatalError) -> None:
         if not replica.out:
             say(f"{replica.url}: left out until it answers ({error})")
-        replica.out = error
-        replica.back_at = self._clock() + min(FIRST_OUT_S * 2**replica.trials, LONGEST_OUT_S)
+        replica.out, replica.doubted = error, True
+        seconds = min(FIRST_OUT_S * 2 ** min(replica.trials, 10), LONGEST_OUT_S)  # no power too large for a float
+        replica.back_at = self._clock() + max(seconds, error.retry_after if isinstance(error, RateLimitError) else 0)

@@ -41,8 +41,8 @@ class Window:
         self.limit = min(self.most, self.limit + sequences / self.limit)
 
     def resize(self, most: int) -> None:
-        """Moves its bound, and with it what may be in flight now."""
-        self.limit = max(1.0, min(most, self.limit + most - self.most))
+        """Moves its bound, and in proportion what may be in flight now."""
+        self.limit = max(1.0, self.limit * most / self.most)
         self.most = most
 
     def shrink(self) -> None:

@@ -302,14 +302,15 @@ def test_half_a_character_is_refused_and_the_other_rows_are_kept(store: Store) -
 
 
 MEASURE = """
-    import sys, tracemalloc
+    import sys
+    from benchmarks.stage import peak_mib
     from nothing_gpt.journal import Journal
     from nothing_gpt.store import open_store
     store = open_store(sys.argv[1])
     store.fetch("journal/p/1.jsonl")  # what it takes to bring a segment here is not the journal's
-    tracemalloc.start()
+    before = peak_mib()  # SQLite's memory is none of Python's
     journal = Journal(store, "p")
-    print(tracemalloc.get_traced_memory()[1] / len(journal))
+    print((peak_mib() - before) * 2**20 / len(journal))
 """
 
 

@@ -20,7 +20,9 @@ from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import BadRowError, FatalError, TransientError
 from nothing_gpt.processes import free_port
 from nothing_gpt.replicas import EJECT_AFTER, FIRST_OUT_S, LONGEST_OUT_S, Replica, Replicas, addresses
+from nothing_gpt.replies import RateLimitError
 from nothing_gpt.store import open_store
+from nothing_gpt.window import Window
 from tests.asking import Run, texts
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, fails, says, serving
 
@@ -71,6 +73,10 @@ class Room:
 
     async def fail(self, error: Exception) -> None:
         with pytest.raises(type(error)):
+            await self.ask(error)
+
+    async def fail_as(self, error: Exception, seen: type[Exception]) -> None:
+        with pytest.raises(seen, match=str(error)):
             await self.ask(error)
 
     async def leave_a_out(self) -> None:
@@ -135,6 +141,18 @@ def test_each_trial_that_fails_doubles_the_time_out_up_to_a_limit() -> None:
     assert asyncio.run(run()) == [FIRST_OUT_S * factor for factor in (1, 2, 4, 8)] + [LONGEST_OUT_S] * 2
 
 
+def test_one_that_stays_away_for_hours_is_tried_as_often_to_the_end() -> None:
+    async def run() -> None:
+        room = Room()
+        await room.leave_a_out()
+        room.a.trials = 100_000
+        room.clock.now = room.a.back_at
+        await room.fail(TransientError("500"))
+        assert room.a.back_at == room.clock.now + LONGEST_OUT_S
+
+    asyncio.run(run())
+
+
 def test_one_that_was_down_at_the_start_is_tried_again_as_seldom() -> None:
     async def run() -> None:
         room = Room()
@@ -160,6 +178,24 @@ def test_one_that_comes_back_with_another_adapter_stays_out(capsys: pytest.Captu
         with pytest.raises(TransientError, match="is served from other weights, but at a it is served from weights"):
             await room.ask()
         assert (room.replicas.left, await room.ask()) == (1, "b")
+
+    asyncio.run(run())
+
+
+def test_one_that_failed_once_is_looked_at_before_it_is_asked_again() -> None:
+    """A restart may be shorter than the failures that leave a replica out, and a late answer may come after them."""
+
+    async def run() -> None:
+        room = Room()
+        await room.replicas.check()
+        async with room.replicas.one() as late:
+            room.b.in_flight = 2  # so that a is asked
+            await room.fail(TransientError("connection reset"))
+            assert late is room.a
+        room.a.root = "other weights"
+        with pytest.raises(TransientError, match="is served from other weights"):
+            await room.ask()
+        assert await room.ask() == "b"
 
     asyncio.run(run())
 
@@ -201,6 +237,42 @@ def test_a_replica_that_refuses_all_requests_is_left_out_and_the_last_one_stops_
             await room.ask(FatalError("no such model"))
 
     asyncio.run(run())
+
+
+def test_a_refusal_at_one_does_not_stop_the_work_while_another_only_restarts() -> None:
+    async def run() -> None:
+        room = Room()
+        await room.fail_as(FatalError("the key is refused"), TransientError)
+        for _ in range(EJECT_AFTER):
+            await room.fail(TransientError("restarting"))
+        room.clock.now = room.a.back_at
+        await room.fail_as(FatalError("the key is refused"), TransientError)
+        room.clock.now = room.b.back_at
+        room.a.in_flight = 1  # so that b is asked
+        assert await room.ask() == "b"
+
+    asyncio.run(run())
+
+
+def test_one_that_names_the_time_to_come_back_is_left_out_until_then_and_the_others_go_on() -> None:
+    async def run() -> None:
+        room = Room()
+        with pytest.raises(TransientError) as raised:
+            await room.ask(RateLimitError("too many", retry_after=3600))
+        assert not isinstance(raised.value, RateLimitError), "or all would wait"
+        assert (room.a.back_at, {await room.ask() for _ in range(5)}) == (3600, {"b"})
+        await room.fail(RateLimitError("too many", retry_after=60))  # the last one: all wait
+        assert room.replicas.left == 1
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_comes_and_goes_does_not_widen_a_window_that_was_narrowed() -> None:
+    window = Window(40)
+    window.shrink()
+    for most in (20, 40, 20, 40):
+        window.resize(most)
+    assert window.limit == 20
 
 
 def test_each_replica_has_its_own_share_in_flight(fake: FakeEndpoint, other: FakeEndpoint, service: Service) -> None:

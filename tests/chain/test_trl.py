@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nothing_gpt.adapters import WEIGHTS
 from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import train as library
 from nothing_gpt.dpo.train import Training
@@ -76,10 +77,11 @@ def test_what_is_trained_is_the_adapter_in_float32_and_nothing_else(fresh: Train
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
 
 
-def test_on_four_bits_the_policy_begins_as_its_reference_and_is_float32(tmp_path: Path) -> None:
+def test_on_four_bits_the_policy_begins_as_its_reference_in_float32_and_goes_on_as_it_was_saved(tmp_path: Path) -> None:
     """bitsandbytes' own 4 bits, which it has on a CPU too. TRL rounds what is trained there to bfloat16."""
     import torch
     from bitsandbytes.nn.modules import Linear4bit
+    from safetensors.torch import load_file
 
     # What bitsandbytes multiplies on a CPU has blocks of 64.
     training = tiny.training(tiny.make(tmp_path, hidden_size=64), tmp_path, quantization="nf4")
@@ -94,3 +96,8 @@ def test_on_four_bits_the_policy_begins_as_its_reference_and_is_float32(tmp_path
     assert begun["step0_loss"] == pytest.approx(begun["step0_expected"], abs=1e-6)
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < begun["step0_loss"] / 2
+    resumed = tiny.built(training)
+    last = training.work / f"checkpoint-{tiny.STEPS}"
+    resumed.train(resume_from_checkpoint=str(last))  # which has no step left to do
+    for name, weight in load_file(last / WEIGHTS).items():
+        assert torch.equal(weight, resumed.model.get_parameter(name.replace(".weight", ".default.weight"))), name
