@@ -14,6 +14,7 @@ from nothing_gpt.dpo.prompts import prompts
 from nothing_gpt.embedded import stages
 from nothing_gpt.processes import free_port
 from tests.fake_endpoint import FakeEndpoint
+from tests.fake_gcs import FakeGCS
 from tests.fake_vllm import save_adapter
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import START
@@ -87,6 +88,15 @@ def test_a_settings_file_that_cannot_be_used_is_named(
     assert complaint in error
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_stage_that_only_another_place_has_is_refused_before_anything_is_started(
+    program: Call, data: Path, dry: list[str]
+) -> None:
+    error = program("run", *dry, "--until", "image").error
+    assert error == "--until image: only the place gke has this stage"
+    assert not data.exists()
+
+
 def test_an_unknown_stage_is_answered_with_the_known_ones(program: Call) -> None:
     error = program("run", "--until", "trane").error
     assert error.startswith("--until trane: no such stage; the stages are scripts, prompts,")
@@ -134,6 +144,25 @@ def test_prompts_may_come_from_several_files(program: Call, tmp_path: Path) -> N
 def test_each_of_several_prompts_files_must_be_there(program: Call, tmp_path: Path) -> None:
     one, missing = prompts_file(tmp_path, 30), tmp_path / "missing.jsonl"
     assert program("run", *local(one), "--prompts", str(one), "--prompts", str(missing)).error.startswith(str(missing))
+
+
+@pytest.mark.gcs
+def test_prompts_may_come_from_a_bucket(program: Call, tmp_path: Path, gcs: FakeGCS) -> None:
+    file = prompts_file(tmp_path, 30)
+    gcs.put("theirs/mine.jsonl", file.read_bytes())
+    ended = program("run", "--dry-run", *local(file), "--prompts", "gs://bucket/theirs/mine.jsonl")
+    assert ended.code == 0, ended.err
+    assert plan(ended.out)["generate_pairs"][0] == "todo"
+
+
+def test_a_file_whose_path_looks_like_a_key_is_given_with_a_dot_before_it(
+    program: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    file = prompts_file(tmp_path, 30).rename("mine/0123456789abcdef")
+    ended = program("run", "--dry-run", *local(file), "--prompts", "./mine/0123456789abcdef")
+    assert ended.code == 0, ended.err
 
 
 # The data folder.
