@@ -296,10 +296,23 @@ def test_the_doctor_names_the_package_that_training_wants(program: Call, monkeyp
     assert "MISSING  package trl: prevents training; run `make env`" in ended.out.splitlines()
 
 
+@pytest.mark.parametrize("kind", ["gke", "modal"])
+def test_the_doctor_misses_no_package_that_only_trains_where_training_is_elsewhere(
+    program: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As in the worker's image."""
+    monkeypatch.setattr(
+        "flows.doctor.importlib.util.find_spec", lambda name: name not in ("torch", "trl", "peft") or None
+    )
+    monkeypatch.setattr("flows.doctor._cluster", lambda settings: [])
+    lines = program("doctor", *local(prompts_file(tmp_path, 5)), "--set", f"place.kind={kind}").out.splitlines()
+    assert [line for line in lines if "package" in line] == ["ok       package prefect", "ok       package openai"]
+
+
 def test_the_doctor_finds_nothing_wrong_where_all_answers(
     program: Call, tmp_path: Path, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.doctor._packages", list)
+    monkeypatch.setattr("flows.doctor._packages", lambda training: [])
     replicas = f"{fake.url},{fake.url.replace('127.0.0.1', 'localhost')}"
     urls = ["--set", f"place.serve_url={replicas}", "--set", f"place.judge_url={fake.url}", "--set", "judge.model=fake"]
     ended = program("doctor", *local(prompts_file(tmp_path, 5)), *urls)
