@@ -296,6 +296,14 @@ def test_the_image_is_had_before_anything_is_paid_for_or_uploaded(
     assert set(statuses(ours("report", "--json")).values()) == {"cached"}
 
 
+def test_a_manifest_that_is_not_there_is_said_before_anything_is_paid_for(command: Command, place: Engines) -> None:
+    ended = command("run", place__gke__manifest="elsewhere/train-job.yaml")
+    assert ended.err.splitlines()[-1] == (
+        "error: elsewhere/train-job.yaml: No such file or directory; see place.gke.manifest"
+    )
+    assert place.calls == 0
+
+
 def test_prune_deletes_from_the_bucket_what_nothing_needs_and_fetches_nothing_for_it(
     command: Command, store: Store, gcs: FakeGCS, tmp_path: Path
 ) -> None:
