@@ -12,7 +12,9 @@ from nothing_gpt.artifacts import Workshop
 from nothing_gpt.config import PromptsSettings
 from nothing_gpt.dpo.prompts import prompts
 from nothing_gpt.embedded import stages
+from nothing_gpt.given import give
 from nothing_gpt.processes import free_port
+from nothing_gpt.store import open_store
 from tests.fake_endpoint import FakeEndpoint
 from tests.fake_gcs import FakeGCS
 from tests.fake_vllm import save_adapter
@@ -261,6 +263,23 @@ def test_the_judges_price_is_in_the_expected_cost(program: Call, tmp_path: Path)
     assert rows["judge"] == ["todo", "900", "1,800", "1.84"]
     assert rows["evaluate"] == ["todo", "100", "400", "0.20"]
     assert rows["expected"] == ["cost:", "2.03", "USD"]
+
+
+@pytest.mark.gcs
+def test_a_plan_looks_no_further_than_the_run_would_go(
+    program: Call, tmp_path: Path, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask the registry for the image wants credentials, and there are none."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none"))
+    file = prompts_file(tmp_path, 30)
+    values = ("kind=gke", "bucket=gs://bucket/runs", "gke.registry=us-docker.pkg.dev/project/repository")
+    settings = ["--settings", str(empty_settings(tmp_path)), *local(file)]
+    dry = ["run", "--dry-run", *settings, *(part for value in values for part in ("--set", f"place.{value}"))]
+    bucket = Workshop(open_store("gs://bucket/runs"), tmp_path / "work")
+    prompts(bucket, [file], PromptsSettings(paths=[str(file)]))
+    give(bucket, tmp_path / "start")
+    assert "no Google Cloud credentials" in program(*dry).error
+    assert plan(program(*dry, "--until", "sft").out)["sft"] == ["cached"]
 
 
 def test_a_judge_without_a_price_is_named_beside_the_cost(program: Call, tmp_path: Path) -> None:
