@@ -68,7 +68,7 @@ class Cluster:
     def found(self, settings: GKESettings, credentials: None) -> str | None:
         return settings.image or next(iter(self.registry), None)
 
-    def image(self, settings: GKESettings, store: str, credentials: None) -> str:
+    def ensure(self, name: str, registry: str, store: str, credentials: None) -> str:
         if self.refused:
             raise self.refused
         self.registry.add(IMAGE)
