@@ -52,21 +52,20 @@ def check_askable(settings: GateSettings) -> None:
 
 
 def approval(store: Store, evidence: Evidence, settings: GateSettings, describe: Describe) -> Approval:
-    """The approval of this very evidence, given before or now.
+    """The approval of this very evidence, given before or now. What was answered last counts.
 
     Raises:
         GateFailed: it was rejected.
-        FatalError: nobody answered on the terminal.
+        FatalError: nobody answered on the terminal, or an answer in the store is damaged.
     """
     run, given = str(flow_run.id), answers(store, evidence)
-    for answer in given:
-        if answer.decision == "approve":
-            return answer.approval
-    rejected = sum(answer.run == run for answer in given)  # so often in this run, whose retry asks again
-    if deployment.id:
-        form = _suspended(f"{evidence.name}-{rejected}", settings.approval_hours * 3600, describe)
-    else:
-        form = _on_terminal(settings.approval_hours * 3600, describe)
+    answered = sum(answer.run == run for answer in given)  # so often in this run, whose retry asks again
+    asking, seconds = f"{evidence.name}-{answered}", settings.approval_hours * 3600
+    form = _filled_in(asking) if deployment.id else None
+    if form is None and given and given[-1].decision == "approve":
+        return given[-1].approval
+    if form is None:
+        form = _suspended(asking, seconds, describe) if deployment.id else _on_terminal(seconds, describe)
     answer = Answer(
         decision=form.decision,
         approval=Approval(by=form.by.strip(), reason=form.reason.strip(), at=time.time()),
@@ -75,22 +74,30 @@ def approval(store: Store, evidence: Evidence, settings: GateSettings, describe:
         evaluation=evidence.evaluation.key,
         replaces=evidence.registry.current,
     )
-    record(store, evidence, f"{run}-{rejected}", answer)
+    record(store, evidence, f"{run}-{answered}", answer)
     if answer.decision == "reject":
         raise GateFailed(f"approval: rejected by {answer.approval.by}: {answer.approval.reason}")
     return answer.approval
 
 
+def _filled_in(asking: str) -> Form | None:
+    """The form that this run showed last and that was filled in while it was suspended."""
+    keys = keyset_from_paused_state(Suspended(pause_key=f"{asking}-{_shown(asking)}"))
+    filled_in = read_flow_run_input(keys["response"])
+    return Form.model_validate(filled_in) if filled_in else None
+
+
 def _suspended(asking: str, seconds: float, describe: Describe) -> Form:
-    """The form as it was filled in; where it was not yet, this ends the process. One that expired is asked anew."""
-    with get_client(sync_client=True) as client:
-        asked = client.read_flow_run(flow_run.id).empirical_policy.pause_keys or set()
-    times = sum(key.startswith(f"{asking}-") for key in asked)
-    keys = keyset_from_paused_state(Suspended(pause_key=f"{asking}-{times}"))
-    if filled_in := read_flow_run_input(keys["response"]):
-        return Form.model_validate(filled_in)
+    """Shows the form, and ends the process. One that expired is shown anew."""
     form = Form.with_initial_data(description=describe(time.time() + seconds))
-    return suspend_flow_run(wait_for_input=form, timeout=int(seconds), key=f"{asking}-{times + 1}")
+    return suspend_flow_run(wait_for_input=form, timeout=int(seconds), key=f"{asking}-{_shown(asking) + 1}")
+
+
+def _shown(asking: str) -> int:
+    """How often this run has shown the form."""
+    with get_client(sync_client=True) as client:
+        keys = client.read_flow_run(flow_run.id).empirical_policy.pause_keys or set()
+    return sum(key.startswith(f"{asking}-") for key in keys)
 
 
 def _on_terminal(seconds: float, describe: Describe) -> Form:

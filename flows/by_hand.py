@@ -13,7 +13,7 @@ from nothing_gpt.bases import Base
 from nothing_gpt.config import Settings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.results import training_metrics
-from nothing_gpt.serve.promote import Candidate, current_folder, promote
+from nothing_gpt.serve.promote import Candidate, adapter_of, current_folder, promote
 from nothing_gpt.serve.registry import Approval, Registry, Version, read_registry
 from nothing_gpt.serve.switch import Server
 from tasks.place import EmbeddedPlace, LocalPlace, Models, open_place
@@ -31,7 +31,7 @@ def promote_by_hand(settings: Settings, wanted: str, approval: Approval, without
         workshop = place.workshop
         registry = read_registry(workshop.store)
         version = _registered(registry, wanted)
-        artifact = found(workshop, version.artifact if version else wanted)
+        artifact = adapter_of(workshop, version) if version else found(workshop, wanted)
         start, server = _server(place, artifact)
         if version:
             reasons = [*version.reasons, f"promoted by hand, as version {version.version} was"]
@@ -71,8 +71,8 @@ def _facts(workshop: Workshop, artifact: Artifact, served: str, registry: Regist
     """What the latest run whose gate looked at the adapter found: metrics, reasons, lineage.
 
     Raises:
-        FatalError: there is none, the gate refused it, or it compared it with another adapter than the one with the
-            digest `served`, which is current.
+        FatalError: there is none, the gate refused it, it saw other weights under this key, or it compared them with
+            another adapter than the one with the digest `served`, which is current.
     """
     key, instead = artifact.key, "run again, or promote it with --without-gate"
     run = next(filter(lambda run: _looked_at(run, key), _runs(workshop)), None)
@@ -84,6 +84,9 @@ def _facts(workshop: Workshop, artifact: Artifact, served: str, registry: Regist
         raise FatalError(f"adapters promote: the gate of {name} refused {key} ({failed}); {instead}")
     evaluation = workshop.manifest(run["stages"]["evaluate"]["artifact"])
     compared = evaluation.settings["references"].values() if evaluation else ()
+    weights = adapter_digest(workshop.folder(artifact))
+    if evaluation and not evaluation.settings["candidate"].startswith(weights):
+        raise FatalError(f"adapters promote: the gate of {name} compared other weights of {key}; {instead}")
     if not any(identity.startswith(served) for identity in compared):
         current = called(registry.current_version)
         raise FatalError(
@@ -98,10 +101,17 @@ def _facts(workshop: Workshop, artifact: Artifact, served: str, registry: Regist
 
 
 def _looked_at(run: dict[str, Any], key: str) -> bool:
-    return bool(run["gate"]) and run["stages"].get("train", {}).get("artifact") == key
+    return bool(run.get("gate")) and run["stages"].get("train", {}).get("artifact") == key
 
 
 def _runs(workshop: Workshop) -> Iterator[dict[str, Any]]:
-    """The summaries of all runs, the latest first."""
-    keys = [key for key in workshop.store.list(FOLDER) if key.endswith("/summary.json")]
-    return (json.loads(workshop.store.read(key) or b"{}") for key in reversed(keys))
+    """The summaries of all runs, the latest first. Raises FatalError for a damaged one: it may tell of a refusal."""
+    store = workshop.store
+    for key in reversed([key for key in store.list(FOLDER) if key.endswith("/summary.json")]):
+        try:
+            yield json.loads(store.read(key) or b"{}")
+        except ValueError:
+            raise FatalError(
+                f"{store.uri}/{key}: damaged, so what its gate said is unknown; delete it and run again, or promote it "
+                "with --without-gate"
+            ) from None

@@ -19,6 +19,7 @@ from flows.adapters import adapters
 from flows.options import DEFAULT, EMBEDDED, Overrides, SettingsFiles, load, out, servers, workshop_of
 from flows.record import check_until, last_run
 from flows.server import prefect_server
+from flows.sweep_cli import sweep
 from nothing_gpt.adapters import check_output, publish
 from nothing_gpt.artifacts import Artifact
 from nothing_gpt.config import PlaceSettings, Settings
@@ -39,6 +40,7 @@ app = typer.Typer(
     help="Turns an SFT adapter and a file of prompts into a better adapter, and proves it.",
 )
 app.add_typer(adapters, name="adapters")
+app.command()(sweep)
 jobs = typer.Typer(no_args_is_help=True, help="The training Jobs on the cluster (place.gke).")
 app.add_typer(jobs, name="jobs")
 

@@ -25,6 +25,8 @@ from nothing_gpt.progress import say
 
 LIMITS = {"endpoint": 1, "judge": 1, "gpu": 1}
 """How many stages may use each at once. A stage already bounds what it sends; two would send twice as much."""
+FLOWS = ["dpo-pipeline", "dpo-sweep"]
+"""Those whose runs are watched."""
 HEARTBEAT_SECONDS = 30
 DEAD_AFTER = timedelta(seconds=90)
 LATE_FOR = timedelta(hours=1)
@@ -82,7 +84,7 @@ def _trigger(expect: list[str], after: Iterable[str] = (), within: timedelta = t
     """Fires where a run does what is expected; after something else, where it does not within the time."""
     return EventTrigger(
         match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": "dpo-pipeline"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOWS},
         after={f"prefect.flow-run.{event}" for event in after},
         expect={f"prefect.flow-run.{event}" for event in expect},
         for_each={"prefect.resource.id"},
@@ -125,7 +127,10 @@ def _beside_the_worker(python: str) -> dict[str, Any]:
     template = ProcessWorker.get_default_base_job_template()
     properties = template["variables"]["properties"]
     properties["command"]["default"] = f"{python} -m prefect.engine"
-    properties["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    properties["env"]["default"] = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # in eight minutes: a run outlives a restart of its server
+    }
     return template
 
 

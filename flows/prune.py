@@ -1,5 +1,5 @@
-"""What may be deleted: whatever neither the last run nor a promoted adapter refers to, directly or through lineage, and
-nobody gave.
+"""What may be deleted: whatever neither the last run or sweep nor a promoted adapter refers to, directly or through
+lineage, and nobody gave.
 
 That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
 was answered, a scratch folder and `checkpoints` what training goes on from. Without them the next run asks and trains
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.record import last_run, waiting_runs
+from flows.record import last_run, last_sweep, waiting_runs
 from nothing_gpt.artifacts import KEY, MANIFEST, Workshop, live_leases
 from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
 from nothing_gpt.dpo.order import BASES, JOBS, base_folder
@@ -61,12 +61,14 @@ def _refuse_beside_a_run(store: Store) -> None:
 
 
 def _referenced(workshop: Workshop) -> set[str]:
-    """Keys of the artifacts that the last run, those that wait for a person, and every promoted version stand on."""
+    """Keys of what the last run, those that wait for a person, the last sweep and every promoted version stand on."""
     store, run = workshop.store, last_run(workshop.store)
     summaries = [json.loads(store.read(f"{run}/summary.json") or b"{}") if run else {}, *waiting_runs(store)]
     waiting = [version.artifact for version in read_registry(store).versions]
     for summary in summaries:
         waiting += [stage["artifact"] for stage in summary.get("stages", {}).values() if stage.get("artifact")]
+    for point in (last_sweep(store) or {}).get("points", []):
+        waiting += point["stages"].values()
     kept: set[str] = set()
     while waiting:
         key = waiting.pop()

@@ -6,6 +6,7 @@ Kept in the store under `runs/`, written when the run ends, whichever way it end
 import json
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from nothing_gpt.store import Store
 
 FOLDER = "runs"
 WAITING = "waiting"
+SWEEPS = "sweeps"
 StageName = Literal[
     "scripts",
     "prompts",
@@ -41,6 +43,8 @@ StageName = Literal[
 STAGES: tuple[StageName, ...] = get_args(StageName)
 ONLY_IN = {"scripts": "embedded", "base": "embedded", "image": "gke"}
 """Stages that one kind of place has and no other."""
+watcher: ContextVar[Callable[[dict[str, Any]], None] | None] = ContextVar("watcher", default=None)
+"""Is told the summary of each run that ends in this context, however it ends."""
 
 
 def check_until(until: str, kind: str) -> None:
@@ -99,6 +103,8 @@ class RunRecord:
         self._workshop.store.write(f"{key}/report.html", page.encode())
         # Last: the run is there when its summary is (`last_run`).
         self._workshop.store.write(f"{key}/summary.json", json.dumps(summary, indent=1).encode())
+        if watch := watcher.get():
+            watch(summary)
         return summary
 
     def _note(self, name: str, status: str, started: float, artifact: Artifact | None) -> None:
@@ -199,3 +205,9 @@ def waiting_runs(store: Store) -> list[dict[str, Any]]:
     """Summaries of the runs that wait for a person and may still go on."""
     summaries = [json.loads(store.read(key) or b"{}") for key in store.list(f"{FOLDER}/{WAITING}")]
     return [summary for summary in summaries if summary.get("waits_until", "") > _moment(time.time())]
+
+
+def last_sweep(store: Store) -> dict[str, Any] | None:
+    """Summary of the latest sweep, or None where there was none."""
+    keys = [key for key in store.list(SWEEPS) if key.endswith("/summary.json")]
+    return json.loads(store.read(keys[-1]) or b"{}") if keys else None

@@ -34,7 +34,7 @@ def serve_current(settings: Settings, port: int) -> Iterator[str]:
         workshop = place.workshop
         current = _current(place)
         base = workshop.folder(found(workshop, base_of(workshop, current.artifact)))
-        adapter = workshop.folder(found(workshop, current.artifact))
+        adapter = version_folder(workshop, current, Path())
         with LocalVLLM(base, place.logs / "serve.log", port=port) as server:
             VLLM(server.base_url).load(current.name, str(adapter))
             yield server.base_url
@@ -112,15 +112,15 @@ def named_server(place: LocalPlace) -> Server:
 
 
 def starting(place: LocalPlace) -> Path:
-    """Folder of the adapter that the stable name stands for while nothing is promoted: the one from which the latest
-    version was made, however many rounds ago, and where none was made the user's.
+    """Folder of the adapter that the stable name stands for while nothing is promoted: the one from which the place's
+    latest version was made, however many rounds ago, and where none was made the user's.
 
     Raises:
         FatalError: it is not there.
     """
     workshop = place.workshop
     for version in reversed(read_registry(workshop.store).versions):
-        if first := first_of(workshop, version.artifact):
+        if version.place == place.settings.place.kind and (first := first_of(workshop, version.artifact)):
             return workshop.folder(first)
     return workshop.folder(place.adopted())
 

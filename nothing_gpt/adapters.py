@@ -29,7 +29,9 @@ METRICS = "metrics.json"
 """Beside an adapter that was trained here: what training measured."""
 TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Types of an adapter's numbers, and how NumPy reads each."""
-LEFT_BY_TRAINING = {CONFIG, WEIGHTS, METRICS, "steps.jsonl", "tracking", "manifest.json"}
+MARGINS = "margins.jsonl"
+"""Beside it too: `{pair, margin}`, each validation pair's id and the reward margin that training gave it."""
+LEFT_BY_TRAINING = {CONFIG, WEIGHTS, METRICS, MARGINS, "steps.jsonl", "tracking", "manifest.json"}
 """What a folder holds that training published, on its own or as an artifact."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Ways to begin an adapter that leave the base model's weights as they are."""

@@ -3,15 +3,16 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from nothing_gpt.config import Settings
+from nothing_gpt.config import Group, Settings
 from nothing_gpt.errors import FatalError
 
 Preset = Literal["recommended", "noisy_judge", "length_norm", "aggressive", "guide", "smoke"]
+Valid = TypeVar("Valid", bound=Group)
 PRESETS = Path(__file__).parents[1] / "deployments" / "presets"
 
 
@@ -29,7 +30,7 @@ def load_settings(
         for name, field in Settings.model_fields.items():
             if "seed" in getattr(field.annotation, "model_fields", {}):
                 values.setdefault(name, {})["seed"] = seed
-    return _validated(values)
+    return validated(Settings, values)
 
 
 def compose(groups: Settings, preset: Preset | None = None, overrides: Iterable[str] = ()) -> Settings:
@@ -39,13 +40,18 @@ def compose(groups: Settings, preset: Preset | None = None, overrides: Iterable[
         FatalError: as `load_settings`.
     """
     values = {name: getattr(groups, name).model_dump() for name in Settings.model_fields}
-    return _validated(_laid(values, [PRESETS / f"{preset}.yaml"] if preset else (), overrides, "overrides:"))
+    return validated(Settings, _laid(values, [PRESETS / f"{preset}.yaml"] if preset else (), overrides, "overrides:"))
 
 
 def _laid(values: dict[str, Any], files: Iterable[Path], overrides: Iterable[str], given_as: str) -> dict[str, Any]:
     """The values with those of the files over them, and the overrides over all."""
     for file in files:
-        values = _merged(values, _read_yaml(file))
+        given = read_yaml(file)
+        if not (isinstance(given, dict) and all(isinstance(group, dict) for group in given.values())):
+            raise FatalError(
+                f"{file}: expected groups of settings ({', '.join(Settings.model_fields)}), each a mapping"
+            )
+        values = _merged(values, given)
     for override in overrides:
         name, equals, text = override.partition("=")
         *groups, key = name.strip().split(".")
@@ -58,11 +64,12 @@ def _laid(values: dict[str, Any], files: Iterable[Path], overrides: Iterable[str
     return values
 
 
-def _validated(values: dict[str, dict[str, Any]]) -> Settings:
+def validated(model: type[Valid], values: dict[str, Any]) -> Valid:
+    """The values as settings. Raises FatalError, with one line a mistake."""
     try:
-        return Settings.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise FatalError("; ".join(_explain(e) for e in error.errors())) from None
+        raise FatalError("; ".join(_explain(e, model) for e in error.errors())) from None
 
 
 def _merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -80,19 +87,17 @@ def _nested(groups: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> Any:
+    """What is in a file. Raises FatalError where that cannot be read."""
     try:
-        values = yaml.safe_load(file.read_bytes()) or {}
+        return yaml.safe_load(file.read_bytes()) or {}
     except OSError as error:
         raise FatalError(f"{file}: cannot read the settings ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as error:
         raise FatalError(f"{file}: not YAML ({' '.join(str(error).split())}); correct the file") from None
-    if not isinstance(values, dict) or not all(isinstance(group, dict) for group in values.values()):
-        raise FatalError(f"{file}: expected groups of settings ({', '.join(Settings.model_fields)}), each a mapping")
-    return values
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, model: type[Group]) -> str:
     """One line for one of Pydantic's errors, with the nearest known name where a name is unknown."""
     path = [str(part) for part in error["loc"]]
     name = ".".join(path) or "settings"
@@ -102,7 +107,7 @@ def _explain(error: Any) -> str:
             f"{name}: {error['msg'].removeprefix('Value error, ')[:1].lower()}"
             f"{error['msg'].removeprefix('Value error, ')[1:]}{given}"
         )
-    fields: dict[str, Any] = dict(Settings.model_fields)
+    fields: dict[str, Any] = dict(model.model_fields)
     for part in path[:-1]:
         if part in fields:  # a model's name in judge.prices is no field; what holds it is a dict of groups
             annotation = fields[part].annotation

@@ -6,9 +6,10 @@ there as `Completed(name="Cached")`. Prefect's own result cache would hide a del
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
+import httpx
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -17,6 +18,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from nothing_gpt.artifacts import Artifact
 from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
@@ -25,6 +27,8 @@ from tasks.shown import progress_shown, show_result
 RETRIES = 3
 LEASE_SECONDS = 60
 """A slot whose holder died is free again after so long."""
+AWAY_SECONDS = 300
+"""How long a server that does not answer is waited for."""
 
 
 def stage(
@@ -72,17 +76,31 @@ def stage(
 def _slots(names: Sequence[str]) -> Iterator[None]:
     """Holds a slot of each limit, all or none. A limit that is not there is an error: `flows.provision` makes them.
 
-    Work goes on where a slot is lost because the server was away: it bounds the load, and the store's leases see to it
-    that nothing is done twice.
+    A server that is away is waited for where a slot is wanted. Work goes on where a slot is lost meanwhile, and a slot
+    that cannot be given back is free when its lease runs out: it bounds the load, and the store's leases see to it that
+    nothing is done twice.
     """
     if not names:
         yield
         return
+
+    def take() -> AbstractContextManager[None]:
+        slots = concurrency([*names], strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+        slots.__enter__()
+        return slots
+
+    away = retry_if_exception_type(httpx.TransportError)
     try:
-        with concurrency([*names], strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
-            yield
+        slots = Retrying(retry=away, wait=wait_fixed(1), stop=stop_after_delay(AWAY_SECONDS), reraise=True)(take)
     except ConcurrencySlotAcquisitionError as error:
         raise FatalError(f"{error}; run `python -m flows.provision`, which makes them") from None
+    except httpx.TransportError as error:
+        raise TransientError(f"Prefect's server does not answer ({error}); start it and press Retry") from None
+    try:
+        yield
+    finally:
+        with suppress(httpx.TransportError):
+            slots.__exit__(None, None, None)
 
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:

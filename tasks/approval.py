@@ -6,10 +6,11 @@ Asking is the flow's part (`flows/approval.py`): a task cannot be suspended.
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nothing_gpt.artifacts import Artifact
 from nothing_gpt.dpo.gate import Decision
+from nothing_gpt.errors import FatalError
 from nothing_gpt.records import digest
 from nothing_gpt.serve.registry import Approval, Registry
 from nothing_gpt.store import Store
@@ -58,8 +59,18 @@ class Answer(BaseModel):
 
 
 def answers(store: Store, evidence: Evidence) -> list[Answer]:
-    """Everything that was answered about the evidence."""
-    return [Answer.model_validate_json(store.read(key) or b"") for key in store.list(f"{FOLDER}/{evidence.name}")]
+    """Everything that was answered about the evidence, the latest last. Raises FatalError where one is damaged."""
+    given = [_answer(store, key) for key in store.list(f"{FOLDER}/{evidence.name}")]
+    return sorted(given, key=lambda answer: answer.approval.at)
+
+
+def _answer(store: Store, key: str) -> Answer:
+    try:
+        return Answer.model_validate_json(store.read(key) or b"")
+    except ValidationError:
+        raise FatalError(
+            f"{store.uri}/{key}: damaged, so what was answered is unknown; delete it to be asked again"
+        ) from None
 
 
 def record(store: Store, evidence: Evidence, asking: str, answer: Answer) -> None:

@@ -3,6 +3,7 @@
 from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.dpo import evaluate as library
+from nothing_gpt.serve.promote import adapter_of
 from nothing_gpt.serve.registry import Registry
 from tasks import stage
 from tasks.place import Models, Place
@@ -30,11 +31,12 @@ def evaluate(place: Place, models: Models, prompts: Artifact, candidate: Artifac
 
 
 def _served(workshop: Workshop, models: Models, candidate: Artifact, registry: Registry) -> Artifact | None:
-    """The adapter that the candidate would replace, or has replaced; None where that is the starting one, or its files
-    are gone."""
+    """The adapter that the candidate would replace, or has replaced, if that is still there; None where it is the
+    starting one. Raises FatalError where it cannot be compared with what it would replace."""
     version = registry.current_version
-    if version and version.digest == adapter_digest(workshop.folder(candidate)):
+    promoted = version and version.digest == adapter_digest(workshop.folder(candidate))
+    if version and promoted:
         version = registry.version(version.replaces)
     if version is None or version.digest == adapter_digest(workshop.folder(models.start)):
         return None
-    return workshop.find(*version.artifact.split("/"))
+    return workshop.find(*version.artifact.split("/")) if promoted else adapter_of(workshop, version)

@@ -4,8 +4,9 @@ This is where the rooms of the library meet; no stage knows which place it works
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ from nothing_gpt.progress import say
 from nothing_gpt.records import digest
 from nothing_gpt.replicas import addresses
 from nothing_gpt.serve.fetch import CURRENT
-from nothing_gpt.serve.promote import current_folder
+from nothing_gpt.serve.promote import adapter_of, current_folder
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.serve.switch import Redeployed, Server, versioned_name
 from nothing_gpt.store import Store, open_bucket
@@ -77,7 +78,6 @@ class Place:
         self.logs = Path(settings.place.data) / "logs"
         self.environment = Environment()
         self._stack = ExitStack()
-        self._lock = threading.Lock()
 
     @cached_property
     def credentials(self) -> "Credentials | None":
@@ -132,12 +132,11 @@ class Place:
         if number == 0:
             return sft
         version = read_registry(self.workshop.store).version(number)
-        found = self.workshop.find(*version.artifact.split("/")) if version else None
-        if found is None:
+        if version is None:
             raise FatalError(
                 f"training.starting_version: no promoted version {number} here; see `nothing-gpt adapters list`"
             )
-        return found
+        return adapter_of(self.workshop, version)
 
     def adapter(self, models: Models, artifact: Artifact) -> Service:
         """One adapter's endpoint, under a versioned name: whatever is promoted later, the name means this one."""
@@ -154,29 +153,64 @@ class Place:
         return Service(connect, name, identity, self.environment.serve_api_key)
 
 
+class Engines:
+    """The processes of embedded places, each started when it is first asked for. A context manager that ends them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stack = ExitStack()
+        self.vllm: LocalVLLM | None = None
+        self.judge: OfflineJudge | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+
+_shared: ContextVar[Engines | None] = ContextVar("shared engines", default=None)
+
+
+@contextmanager
+def sharing_engines() -> Iterator[None]:
+    """Embedded places that are opened meanwhile, of one base model, have one vLLM and one judge: a vLLM takes half a
+    minute to start."""
+    with Engines() as engines:
+        token = _shared.set(engines)
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
 class EmbeddedPlace(Place):
     """Everything is made and started here: a tiny base, a vLLM on the CPU, an offline judge."""
 
-    _vllm: LocalVLLM | None = None
-    _judge: OfflineJudge | None = None
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self._engines = _shared.get() or self._stack.enter_context(Engines())
 
     def server(self, models: Models) -> Server:
-        with self._lock:
+        engines = self._engines
+        with engines.lock:
             name = self.settings.sampling.model
-            if self._vllm is None:
-                self._vllm = self._stack.enter_context(LocalVLLM(Path(models.base.location), self.logs / "vllm.log"))
+            if engines.vllm is None:
+                vllm = LocalVLLM(Path(models.base.location), self.logs / "vllm.log")
+                engines.vllm = engines.stack.enter_context(vllm)
                 current = current_folder(self.workshop, self.workshop.folder(models.start))
-                VLLM(self._vllm.base_url).load(name, str(current))
-            return Server(self._vllm.base_url, name, Path(models.base.location))
+                VLLM(engines.vllm.base_url).load(name, str(current))
+            return Server(engines.vllm.base_url, name, Path(models.base.location))
 
     def serves(self, current: Path) -> bool:
         return True  # `server` starts with it
 
     def judge(self) -> Service:
         def connect() -> str:
-            with self._lock:
-                self._judge = self._judge or self._stack.enter_context(OfflineJudge())
-                return self._judge.url
+            engines = self._engines
+            with engines.lock:
+                engines.judge = engines.judge or engines.stack.enter_context(OfflineJudge())
+                return engines.judge.url
 
         return Service(connect, MODEL, MODEL)
 

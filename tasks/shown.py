@@ -21,6 +21,7 @@ from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.progress import watcher
 from nothing_gpt.report.markdown import markdown
 from nothing_gpt.report.plots import Plot, image
+from nothing_gpt.report.sweep import sweep_markdown, sweep_table
 from nothing_gpt.serve.registry import Version
 
 SECONDS = 2.0
@@ -91,6 +92,15 @@ def show_result(workshop: Workshop, name: str, result: Any) -> None:
 def show_run(summary: dict[str, Any], plots: Sequence[Plot]) -> None:
     """The report, the decision first, and its plots."""
     create_markdown_artifact(markdown(summary), "dpo-report", "The run's report")
+    for plot in plots:
+        with suppress(Exception):
+            create_image_artifact(image(plot.svg), f"plot-{_slug(plot.title)}", f"{plot.title}. {plot.caption}")
+
+
+def show_sweep(summary: dict[str, Any], plots: Sequence[Plot]) -> None:
+    """The sweep's report, its table and its plot."""
+    create_markdown_artifact(sweep_markdown(summary), "sweep-report", "The sweep's report")
+    create_table_artifact(sweep_table(summary), "sweep-points", "The sweep's points, best first")
     for plot in plots:
         with suppress(Exception):
             create_image_artifact(image(plot.svg), f"plot-{_slug(plot.title)}", f"{plot.title}. {plot.caption}")

@@ -210,3 +210,10 @@ def test_no_setting_takes_a_secret() -> None:
         said = refused(f"{group}.api_key=sk-secret")
         assert said.startswith(f"{group}.api_key: no such setting")
         assert "sk-secret" not in said
+
+
+def test_a_description_ends_with_the_bounds_which_prefects_form_does_not_show() -> None:
+    fields = Settings.model_json_schema()["$defs"]
+    assert fields["TrainingSettings"]["properties"]["beta"]["description"].endswith("wants 2 to 10. (> 0, ≤ 10)")
+    assert fields["PromptsSettings"]["properties"]["limit"]["description"].endswith("empty: all. (≥ 1)")
+    assert fields["SamplingSettings"]["properties"]["model"]["description"].endswith("stale.")

@@ -13,12 +13,13 @@ from nothing_gpt.config.environment import Environment
 from nothing_gpt.config.gate import GateSettings
 from nothing_gpt.config.group import Group
 from nothing_gpt.config.place import GKESettings, ModalSettings, PlaceSettings
+from nothing_gpt.config.sweep import SweepSettings
 from nothing_gpt.config.training import TrainingSettings
 from nothing_gpt.errors import FatalError
 
 __all__ = [
     "EndpointSettings", "Environment", "GKESettings", "GateSettings", "Group", "JudgeSettings", "ModalSettings",
-    "PlaceSettings", "Price", "PromptsSettings", "SamplingSettings", "Settings", "TrainingSettings",
+    "PlaceSettings", "Price", "PromptsSettings", "SamplingSettings", "Settings", "SweepSettings", "TrainingSettings",
 ]  # fmt: skip
 
 

@@ -29,6 +29,10 @@ from nothing_gpt.store import Store
 from nothing_gpt.verdicts import Ranking, Verdict, consensus
 
 STAGE = Stage("evaluate", 2)
+UNFINGERPRINTED = {"model", "concurrency", "max_failed_share", "num_completions"}
+"""Of the settings of sampling."""
+FINGERPRINTED = {"temperature", "max_tokens", "seed"}
+"""Of the judge's settings."""
 METRICS = "metrics.json"
 COMPARISONS = "comparisons.jsonl"
 START, SERVED, CANDIDATE = "start", "served", "candidate"
@@ -84,8 +88,8 @@ def evaluate(
         return {"rows": sum(map(len, contested.values())), "usage": contests.usage}
 
     fingerprinted = {
-        "sampling": sampling.model_dump(exclude={"model", "concurrency", "max_failed_share", "num_completions"}),
-        "judge": judge.model_dump(include={"temperature", "max_tokens", "seed"}),
+        "sampling": sampling.model_dump(exclude=UNFINGERPRINTED),
+        "judge": judge.model_dump(include=FINGERPRINTED),
         "judged_by": judging.identity,
         "rubric": digest(read_rubric(judge.rubric)),
         "references": {name: service.identity for name, service in references.items()},

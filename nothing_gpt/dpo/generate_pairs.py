@@ -25,6 +25,7 @@ from nothing_gpt.store import open_store, reporting_disk
 from nothing_gpt.vllm_admin import VLLM
 
 STAGE = Stage("generate_pairs", 2)
+UNFINGERPRINTED = {"model", *EndpointSettings.model_fields}
 COMPLETIONS = "completions.jsonl"
 SET_ASIDE = "set_aside.jsonl"
 
@@ -52,7 +53,7 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
             )
         return {**counts, "usage": sampling.usage}
 
-    fingerprinted = settings.model_dump(exclude={"model", *EndpointSettings.model_fields})
+    fingerprinted = settings.model_dump(exclude=UNFINGERPRINTED)
     fingerprinted["answering"] = service.identity
     inputs = {"prompts": prompts}
     return workshop.make(STAGE, fingerprinted, inputs, build)

@@ -22,6 +22,7 @@ from nothing_gpt.records import digest, read_sets, write_jsonl
 from nothing_gpt.store import FolderStore, open_store
 
 STAGE = Stage("judge", 2)
+FINGERPRINTED = {"temperature", "max_tokens", "votes", "panel", "repeat_share", "seed"}
 JUDGED = "judged.jsonl"
 
 
@@ -50,9 +51,10 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
             count = write_jsonl(folder / JUDGED, rows())
         return {"rows": count, "failed": failed, "usage": judging.usage}
 
-    fingerprinted = settings.model_dump(
-        include={"temperature", "max_tokens", "votes", "panel", "repeat_share", "seed"}
-    ) | {"judge": service.identity, "rubric": digest(read_rubric(settings.rubric))}
+    fingerprinted = settings.model_dump(include=FINGERPRINTED) | {
+        "judge": service.identity,
+        "rubric": digest(read_rubric(settings.rubric)),
+    }
     inputs = {"completions": completions}
     return workshop.make(STAGE, fingerprinted, inputs, build)
 

@@ -24,7 +24,7 @@ from nothing_gpt.progress import say
 from nothing_gpt.records import file_digest
 from nothing_gpt.store import Store, open_store, reporting_disk
 
-STAGE = Stage("train", 2)
+STAGE = Stage("train", 3)
 UNFINGERPRINTED = {"starting_version", "save_steps", "logging_steps", "eval_steps", "per_device_eval_batch_size"}
 """Settings that change how training is watched, and not what comes of it; the starting adapter is an input."""
 JOBS = "jobs"

@@ -18,6 +18,7 @@ from nothing_gpt.quality import beyond_limits, measure
 from nothing_gpt.records import file_digest, write_jsonl
 
 STAGE = Stage("pairs", 2)
+FINGERPRINTED = {"val_ratio", "seed"}
 PEOPLE_STAGE = Stage("people", 1)
 JUDGED = "judged.jsonl"
 QUALITY = "quality.json"
@@ -51,7 +52,7 @@ def pairs(workshop: Workshop, completions: Artifact, judged: Artifact, settings:
         write_jsonl(folder / EXAMPLES, sample_pairs(read_judged(votes), MOST_EXAMPLES, settings.seed))
         return {"rows": quality["pairs"], "train": split.train, "val": split.val, "drops": quality["drops"]}
 
-    fingerprinted = settings.model_dump(include={"val_ratio", "seed"})
+    fingerprinted = settings.model_dump(include=FINGERPRINTED)
     made = workshop.make(STAGE, fingerprinted, {"completions": completions, "judged": judged}, build)
     people(workshop, judged, settings)
     warnings = beyond_limits(json.loads(workshop.file(made, QUALITY).read_bytes()), settings)

@@ -3,12 +3,12 @@
     SFT_ADAPTER_PATH=... ADAPTER_PATH=... DPO_DATA_PATH=... python -m nothing_gpt.dpo.train [--settings FILE]...
 
 reads `train.jsonl` and `val.jsonl` in DPO_DATA_PATH and publishes the adapter in ADAPTER_PATH, with `metrics.json`, the
-per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. The base is BASE_MODEL, else what the adapter
-names, and where that is a hub name, BASE_REVISION its commit. A Job's container runs it with `--store
-gs://BUCKET/PREFIX --job FINGERPRINT [--work FOLDER]`: then it does what an order in the store says (`order.py`), and
-publishes there. The policy is the starting adapter, the reference TRL's own frozen copy of it. Before the first update
-the loss must be that of a policy that equals its reference: otherwise it stops. Killed or preempted, it goes on from
-the newest whole checkpoint of the same run. It trains one adapter on one device.
+validation pairs' `margins.jsonl`, the per-step log `steps.jsonl` and `tracking/` (TensorBoard, W&B) beside it. The base
+is BASE_MODEL, else what the adapter names, and where that is a hub name, BASE_REVISION its commit. A Job's container
+runs it with `--store gs://BUCKET/PREFIX --job FINGERPRINT [--work FOLDER]`: then it does what an order in the store
+says (`order.py`), and publishes there. The policy is the starting adapter, the reference TRL's own frozen copy of it.
+Before the first update the loss must be that of a policy that equals its reference: otherwise it stops. Killed or
+preempted, it goes on from the newest whole checkpoint of the same run. It trains one adapter on one device.
 """
 
 import signal
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from nothing_gpt.adapters import (
     CONFIG,
+    MARGINS,
     METRICS,
     WEIGHTS,
     adapter_digest,
@@ -86,7 +87,8 @@ OURS |= {"long_pairs", "max_length"}
 def train(
     workshop: Workshop, pairs: Artifact, adapter: Artifact, base: Base, settings: TrainingSettings, run: Run
 ) -> Artifact:
-    """The trained adapter as an artifact: a folder that PEFT and vLLM load, with `metrics.json` and `steps.jsonl`.
+    """The trained adapter as an artifact: a folder that PEFT and vLLM load, with `metrics.json`, `margins.jsonl` and
+    `steps.jsonl`.
 
     Raises:
         FatalError: bad data or adapter, a wrong reference, or a loss that is not finite.
@@ -286,6 +288,8 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
             "wandb": tracking.url,
         }
         finished = finish(training, trainer, figures)
+        measured = zip(map(digest, val_rows), margins, strict=True)
+        write_jsonl(finished / MARGINS, ({"pair": pair, "margin": margin} for pair, margin in measured))
         tracking.made("adapter", [finished / CONFIG, finished / WEIGHTS, finished / METRICS])
     tracking.leave(finished / TRACKING)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is shorter than to begin again

@@ -54,5 +54,8 @@ def _cell(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text that stands for itself: whatever a model wrote, it is no markup, link or end of a table."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+    """A text that stands for itself: whatever a model wrote, it is no markup, link or end of a table, and steers no
+    terminal."""
+    line = " ".join(text.split())
+    readable = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", readable)

@@ -45,6 +45,9 @@ class Examples(NamedTuple):
     total: int
 
 
+NO_EXAMPLES = Examples([], 0)
+
+
 def render_page(
     summary: Summary,
     steps: Sequence[Row] = (),
@@ -59,11 +62,12 @@ def render_page(
     where they are drawn already. The same input gives the same bytes.
     """
     data, training, gate = (summary.get(key) or {} for key in ("data", "training", "gate"))
-    return _render(
+    return render(
         decision=decision(summary),
         facts=facts(summary),
         requirements=gate.get("reasons") or [],
         figures=key_figures(summary),
+        points=[],
         advice=advice(summary),
         checks=training_checks(summary),
         stages=stage_lines(summary),
@@ -83,11 +87,12 @@ def render_data_page(
     """The report on a data folder as HTML: `data` are the figures of `quality.py`, `sides` the pairs to train on and to
     validate, `pairs` as in `render_page`, `warnings` the stated limits that are not kept. The same input gives the same
     bytes."""
-    return _render(
+    return render(
         decision=data_decision(data, sides, warnings),
         facts={},
         requirements=[],
         figures=[],
+        points=[],
         advice=warnings,
         checks=[],
         stages=[],
@@ -101,7 +106,8 @@ def render_data_page(
     )
 
 
-def _render(**sections: Any) -> str:
+def render(**sections: Any) -> str:
+    """The page with these sections, all of which it must be given."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["dialogue"] = _dialogue
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(sections)

@@ -116,6 +116,43 @@ def intervals(estimates: Mapping[str, tuple[float, Sequence[float]]]) -> str:
     return _svg("intervals", 0.7 + 0.8 * len(estimates), draw)
 
 
+def points(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sweep's rows (see `ranking.rows`), the first on top: accuracy and win rate with their intervals, cost and
+    minutes. What a row lacks is left out."""
+    shares, sums = (("accuracy", "accuracy"), ("win rate", "win_rate")), (("USD", "cost_usd"), ("minutes", "minutes"))
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(1, 4, sharey=True, width_ratios=[2, 2, 1, 1])
+        for axes, (label, key) in zip(panels, (*shares, *sums), strict=True):
+            for place, row in enumerate(rows):
+                colour = MUTED if row["status"] == "left out" else CHOSEN if row["status"] == "passed" else REJECTED
+                if row.get(key) is None:
+                    continue
+                if (label, key) in sums:
+                    axes.barh(place, row[key], height=0.5, color=ACCENT, alpha=0.85)
+                    continue
+                if row.get(f"{key}_ci"):
+                    axes.plot(row[f"{key}_ci"], [place] * 2, color=colour, linewidth=7, alpha=0.3)
+                axes.plot([row[key]], [place], color=colour, marker="o", markersize=7, clip_on=False)
+            axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
+            if (label, key) in shares:
+                axes.axvline(0.5, color=INK, linewidth=1, linestyle="--")
+                axes.set(xlim=(0, 1), xticks=(0, 0.5, 1))
+            else:
+                axes.set_xlim(left=0)
+                axes.xaxis.get_major_locator().set_params(nbins=2)
+            _bare(axes)
+        panels[0].set_yticks(range(len(rows)), [_short(row["point"]) for row in rows], color=INK)
+
+    return _svg("points", 0.9 + 0.34 * len(rows), draw)
+
+
+def _short(point: str, most: int = 34) -> str:
+    """A point's name without its groups: `beta=0.05` for `training.beta=0.05`."""
+    name = re.sub(r"\b[a-z]+\.(?=[a-z_.]+=)", "", point)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def drops(pairs: int, reasons: Mapping[str, int]) -> str:
     """How many sets became pairs, and how many were dropped for each reason, the commonest first."""
     commonest = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MOST_REASONS]

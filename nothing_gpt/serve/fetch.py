@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS
+from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Workshop
 from nothing_gpt.errors import FatalError, NothingGPTError, exits_cleanly
 from nothing_gpt.progress import say
@@ -70,7 +70,8 @@ def fetch_current(store: Store, folder: Path) -> str:
     """Brings the current adapter into the folder and points the link at it; returns its key.
 
     Raises:
-        FatalError: there is none, it is no whole adapter, or the folder cannot be written.
+        FatalError: there is none, it is no whole adapter or not the one that was promoted, or the folder cannot be
+            written.
         TransientError: the store cannot be reached.
     """
     version = read_registry(store).current_version
@@ -78,6 +79,12 @@ def fetch_current(store: Store, folder: Path) -> str:
     _fetch(store, key, folder)
     link = folder / CURRENT
     if not link.is_symlink() or link.readlink() != Path(key):
+        if version and adapter_digest(folder / key) != version.digest:
+            shutil.rmtree(folder / key)
+            raise FatalError(
+                f"{store.uri}/{key}: not the files that were promoted as version {version.version}; make another "
+                "version current with `nothing-gpt adapters rollback` or `promote`"
+            )
         point(link, Path(key))
         say(f"current: {key}")
     return key

@@ -13,8 +13,9 @@ from types import EllipsisType
 from typing import Any
 
 from nothing_gpt.adapters import adapter_digest, changed_share, validate_adapter
-from nothing_gpt.artifacts import Workshop, lease
-from nothing_gpt.errors import FatalError
+from nothing_gpt.artifacts import Artifact, Workshop, lease
+from nothing_gpt.errors import FatalError, GateFailed, TransientError
+from nothing_gpt.progress import say
 from nothing_gpt.records import Message
 from nothing_gpt.serve.registry import (
     Approval,
@@ -67,15 +68,21 @@ def current_folder(workshop: Workshop, start: Path) -> Path:
 
 
 def version_folder(workshop: Workshop, version: Version | None, start: Path) -> Path:
-    """Folder of a version's adapter; None: the starting one's. Raises FatalError where its files are gone."""
-    if version is None:
-        return start
+    """Folder of a version's adapter; None: the starting one's. Raises as `adapter_of`."""
+    return workshop.folder(adapter_of(workshop, version)) if version else start
+
+
+def adapter_of(workshop: Workshop, version: Version) -> Artifact:
+    """A version's adapter. Raises FatalError where its files are gone, or are others: made again under the same key,
+    training need not come to the same weights, and those were never compared with anything."""
     found = workshop.find(*version.artifact.split("/", 1))
-    if found is None:
-        raise FatalError(
-            f"{version.name} version {version.version}: its files ({version.artifact}) are gone from the store"
-        )
-    return workshop.folder(found)
+    if found and adapter_digest(workshop.folder(found)) == version.digest:
+        return found
+    raise FatalError(
+        f"{version.name} version {version.version}: its files ({version.artifact}) are "
+        f"{'not those that were promoted' if found else 'gone from the store'}; make another version current with "
+        "`nothing-gpt adapters rollback` or `promote`"
+    )
 
 
 def promote(
@@ -86,12 +93,14 @@ def promote(
     conversation: Sequence[Message] = TEST_PROMPT,
     replaces: int | EllipsisType | None = ...,
 ) -> Version:
-    """Serves the candidate under the stable name and records it, if it is not the current version already. `start` is
-    the adapter that it was trained from, and also what the stable name falls back to while nothing is promoted.
-    `conversation` is a prompt, better a long one. `replaces` is the version that was current when the candidate was
-    compared with what is served (None: the starting adapter); left out, whichever is current now.
+    """Serves the candidate under the stable name and records it, if it is not the current version already. What a
+    person took back wants an approval. `start` is the adapter that it was trained from, and also what the stable name
+    falls back to while nothing is promoted. `conversation` is a prompt, better a long one. `replaces` is the version
+    that was current when the candidate was compared with what is served (None: the starting adapter); left out,
+    whichever is current now.
 
     Raises:
+        GateFailed: this adapter was taken back, and nobody has approved of it.
         FatalError: the candidate is not servable or unchanged, the server refuses it, its answers do not change,
             another version than `replaces` is current, or another promotion came first. The former adapter then serves
             as before.
@@ -104,7 +113,10 @@ def promote(
         raise FatalError(f"promote: {candidate.folder} is the starting adapter unchanged; there is nothing to promote")
     digest = adapter_digest(candidate.folder)
     current = registry.current_version
-    if replaces is not ... and replaces != registry.current and not (current and current.digest == digest):
+    already = current is not None and current.digest == digest
+    if not (already or candidate.approval):
+        _refuse_taken_back(registry, digest)
+    if replaces is not ... and replaces != registry.current and not already:
         raise FatalError(
             f"promote: {_called(registry.current)} is current now, and the candidate was compared with "
             f"{_called(replaces)}; run again, and it is compared with that one"
@@ -122,10 +134,10 @@ def promote(
         lineage=candidate.lineage,
     )
     with lease(store, LEASE):
-        if already := is_current(store, candidate.folder):  # promoted before, maybe by another run just now
+        if promoted_before := is_current(store, candidate.folder):  # maybe by another run just now
             registry = after = read_registry(store)
         _settle(workshop, registry, after, candidate.folder, start, server, conversation)
-    return already or after.versions[-1]
+    return promoted_before or after.versions[-1]
 
 
 def roll_back(
@@ -136,16 +148,17 @@ def roll_back(
     conversation: Sequence[Message] = TEST_PROMPT,
 ) -> Version | None:
     """Makes the version that the current one replaced current again, on every replica too; returns it (None: the
-    starting adapter).
+    starting adapter). A replica that does not answer keeps a bad adapter on none of the others: it is named.
 
     Raises:
-        FatalError: nothing is promoted, or as `promote`.
+        FatalError: nothing is promoted, or as `promote`. TransientError: no replica answers.
     """
     registry = read_registry(workshop.store)
     after = rolled_back(registry, rollback)
     with lease(workshop.store, LEASE):
         folder = version_folder(workshop, after.current_version, start)
-        _settle(workshop, registry, after, folder, start, server, conversation)
+        for error in _settle(workshop, registry, after, folder, start, server, conversation, partly=True):
+            say(f"{error}; `nothing-gpt adapters sync`, or the next run, puts it right")
     return after.current_version
 
 
@@ -165,12 +178,14 @@ def sync(
     the starting adapter). The registry stays as it is.
 
     Raises:
-        FatalError: the files of the current version are gone, or as `promote`; TransientError as this.
+        FatalError: the files of the current version are gone, or as `promote`.
+        TransientError: a replica does not answer; the others are put right.
     """
     with lease(workshop.store, LEASE):
         registry = read_registry(workshop.store)
         folder = version_folder(workshop, registry.current_version, start)
-        _settle(workshop, registry, registry, folder, start, server, conversation)
+        if silent := _settle(workshop, registry, registry, folder, start, server, conversation, partly=True):
+            raise silent[0]
     return registry.current_version
 
 
@@ -182,18 +197,31 @@ def _settle(
     start: Path,
     server: Server,
     conversation: Sequence[Message],
-) -> None:
+    partly: bool = False,
+) -> list[TransientError]:
     """Switches to the adapter in `folder` and writes `after` in place of `registry`; on any failure the stable name
-    goes back to what the store's registry says."""
+    goes back to what the store's registry says. `partly` as of `switch`."""
     unchanged(workshop.store, registry)
-    switch(
+    return switch(
         workshop.store,
         server,
         folder,
         conversation,
         record=lambda: swap(workshop.store, registry, after),
         former=lambda: current_folder(workshop, start),
+        partly=partly,
     )
+
+
+def _refuse_taken_back(registry: Registry, digest: str) -> None:
+    """A run that no person looks at must not undo what a person did: its gate saw all this before the rollback too."""
+    for version in reversed(registry.versions):
+        if version.digest == digest and version.taken_back:
+            raise GateFailed(
+                f"promote: this adapter is version {version.version}, which was taken back by {version.taken_back.by}: "
+                f"{version.taken_back.reason}; it wants a person's word, by `nothing-gpt adapters promote "
+                f"{version.version}` or gate.approval=required"
+            )
 
 
 def _called(version: int | None) -> str:

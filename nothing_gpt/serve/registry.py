@@ -4,9 +4,9 @@ It changes by compare-and-swap only, so of two promotions at once one wins and t
 """
 
 import time
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nothing_gpt.errors import FatalError
 from nothing_gpt.store import Store
@@ -69,6 +69,12 @@ class Registry(BaseModel):
 
     versions: list[Version] = []
     current: int | None = None
+
+    @model_validator(mode="after")
+    def _current_is_there(self) -> Self:
+        if self.current is not None and self.current_version is None:
+            raise ValueError("the current version is none of these")
+        return self
 
     @property
     def current_version(self) -> Version | None:

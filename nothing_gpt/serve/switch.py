@@ -26,6 +26,9 @@ FIRST_TOKENS = 8
 NOISE = 0.02
 """Log-probabilities of one adapter differ by less between two requests, also in bfloat16."""
 
+ANSWER_TIMEOUT_S = 120.0
+"""As long as for a load. A server that takes requests and answers none must not hold up the run that looks at it."""
+
 START_S, POLL_S = 1800.0, 5.0
 """Longest wait for a server that was deployed anew, and how often it is looked for."""
 
@@ -81,11 +84,7 @@ class Server:
 
     def strays(self, folder: Path) -> list[str]:
         """What is otherwise than it is where the stable name means the adapter in the folder, as sentences."""
-        told = [
-            f"{one.url} serves {one.name!r} from {root}" if root else f"{one.url} does not serve {one.name!r}"
-            for one in self.each
-            if (root := one.root) != one.path(folder)
-        ]
+        told = [stray for one in self.each if (stray := one._stray(folder))]
         if self._follows(folder):
             return told
         return [*told, f"a restart would not load {self.name!r} from {folder}"]
@@ -94,6 +93,15 @@ class Server:
         """Makes a restart load the adapter in the folder."""
         if self.link and not self._follows(folder):
             fetch.point(self.link, folder)
+
+    def _stray(self, folder: Path) -> str | None:
+        try:
+            root = self.root
+        except TransientError as error:
+            return str(error)
+        if root == self.path(folder):
+            return None
+        return f"{self.url} serves {self.name!r} from {root}" if root else f"{self.url} does not serve {self.name!r}"
 
     def _follows(self, folder: Path) -> bool:
         return self.link is None or (self.link.is_symlink() and self.link.readlink() == folder)
@@ -141,24 +149,36 @@ def switch(
     conversation: Sequence[Message],
     record: Callable[[], object],
     former: Callable[[], Path],
-) -> None:
-    """Gives the stable name to the adapter in the folder, on every replica, proves it, and then calls `record`. On any
-    failure, also of `record`, each of them gets the `former` adapter.
+    partly: bool = False,
+) -> list[TransientError]:
+    """Gives the stable name to the adapter in the folder, on every replica, proves it, has a restart load it, and then
+    calls `record`. On any failure, also of `record`, all that gets the `former` adapter. With `partly`, replicas that
+    do not answer are left as they are, if one does; returns what these say.
 
     Raises:
-        FatalError: the server refuses the adapter, or its answers do not change. Whatever `record` raises.
+        FatalError: the server refuses the adapter, its answers do not change, or the link cannot be written. Whatever
+            `record` raises.
         TransientError: a replica does not answer.
     """
-    shifts = [_Shift(store, one, folder, conversation) for one in server.each]
+    shifts: list[_Shift] = []
+    silent: list[TransientError] = []
+    for one in server.each:
+        try:
+            shifts.append(_Shift(store, one, folder, conversation))
+        except TransientError as error:
+            silent.append(error)
+    if silent and not (partly and shifts):
+        raise silent[0]
     try:
         for shift in shifts:
             shift.make()
-        record()
         server.point(folder)
+        record()
     except BaseException as failure:
         if error := _put_back(store, server, former):
             raise type(error)(f"{failure}; and the former adapter cannot be put back: {error}") from None
         raise
+    return silent
 
 
 def _put_back(store: Store, server: Server, former: Callable[[], Path]) -> NothingGPTError | None:
@@ -169,6 +189,11 @@ def _put_back(store: Store, server: Server, former: Callable[[], Path]) -> Nothi
             one.load(store, one.name, former(), in_place=True)
         except NothingGPTError as error:
             failed = error
+    try:
+        if server.link and server.link.is_symlink():
+            server.point(former())
+    except NothingGPTError as error:
+        failed = error
     return failed
 
 
@@ -200,7 +225,8 @@ class _Shift:
 
 def _answer(server: Server, model: str, conversation: Sequence[Message]) -> list[tuple[str, float]]:
     """The model's greedy answer as (token, log-probability): what tells two adapters apart."""
-    client = openai.OpenAI(base_url=server.url, api_key=server.api_key or "none", max_retries=2)
+    key = server.api_key or "none"
+    client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=2, timeout=ANSWER_TIMEOUT_S)
     messages: Any = list(conversation)
     try:
         reply = client.chat.completions.create(

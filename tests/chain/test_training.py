@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nothing_gpt.adapters import CONFIG, WEIGHTS, validate_adapter
+from nothing_gpt.adapters import CONFIG, MARGINS, WEIGHTS, validate_adapter
 from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.bases import Base
 from nothing_gpt.checkpoints import Checkpoints, newest_whole
@@ -29,7 +29,8 @@ from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.losses import loss_at_reference
 from nothing_gpt.policy import load_policy
-from nothing_gpt.records import read_jsonl
+from nothing_gpt.preferences import read_pairs
+from nothing_gpt.records import digest, read_jsonl
 from nothing_gpt.results import training_metrics
 from nothing_gpt.store import open_store
 from nothing_gpt.trainers import Survive
@@ -109,11 +110,18 @@ def test_a_run_learns_the_preference_and_publishes_an_adapter_that_can_be_served
 
 
 def test_it_leaves_two_files_for_vllm_and_what_can_be_looked_at(undisturbed: Path) -> None:
-    assert {path.name for path in undisturbed.iterdir()} == {CONFIG, WEIGHTS, METRICS, STEPS, "tracking"}
+    assert {path.name for path in undisturbed.iterdir()} == {CONFIG, WEIGHTS, METRICS, MARGINS, STEPS, "tracking"}
     logged = [row for _, row in read_jsonl(undisturbed / STEPS)]
     assert [row["step"] for row in logged if "eval_loss" in row] == [0, 4, 8, 12]
     kinds = {path.relative_to(undisturbed / "tracking").parts[0] for path in (undisturbed / "tracking").rglob("*.*")}
     assert kinds == {"tensorboard", "wandb"}
+
+
+def test_the_margin_of_each_validation_pair_is_kept_by_the_pairs_id(model: Path, undisturbed: Path) -> None:
+    kept = [row for _, row in read_jsonl(undisturbed / MARGINS)]
+    assert [row["pair"] for row in kept] == [digest(pair) for pair in read_pairs(model / "data" / "val.jsonl")]
+    margins = [row["margin"] for row in kept]
+    assert sum(margins) / len(margins) == pytest.approx(metrics(undisturbed)["eval_margin"], abs=1e-6)
 
 
 def test_tensorboard_and_wandb_have_every_evaluation(undisturbed: Path) -> None:

@@ -22,7 +22,7 @@ from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.embedded.serving import SERVER_PYTHON, LocalVLLM
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.promote import Candidate, promote, roll_back
-from nothing_gpt.serve.registry import Rollback, read_registry
+from nothing_gpt.serve.registry import Approval, Rollback, read_registry
 from nothing_gpt.serve.switch import Server
 from nothing_gpt.store import open_store
 from nothing_gpt.vllm_admin import VLLM
@@ -328,7 +328,10 @@ def test_through_20_promotions_and_5_rollbacks_no_request_fails_and_none_is_answ
     own = {name: first_tokens(server, name) for name in folders}
     assert min(distance(own[one], own[other]) for one, other in ("ab", "bc", "ca")) > 1
     admin.load("seinfeld", str(folders["c"]))  # the starting adapter
-    candidates = {name: Candidate(folders[name], f"sft/{folders[name].name}", name, "local", {}, []) for name in "ab"}
+    approval = Approval(by="anna", reason="a test", at=0)  # which promotes also what was taken back
+    candidates = {
+        name: Candidate(folders[name], f"sft/{folders[name].name}", name, "local", {}, [], approval) for name in "ab"
+    }
     rollback = Rollback(by="anna", reason="a test", at=0)
     serving, seconds = ["c"], []
     with (traffic := Traffic(server)).flowing():

@@ -1,12 +1,14 @@
 """The `nothing-gpt` program, called in this process."""
 
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +17,9 @@ from flows.server import prefect_server
 from nothing_gpt.artifacts import Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.store import open_store
+
+if TYPE_CHECKING:
+    from tests.flows.ui import UI  # imports Prefect, which must not be there before its server is
 
 
 @dataclass
@@ -84,8 +89,33 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 PREFECT_API_URL: os.environ["PREFECT_API_URL"],
                 PREFECT_HOME: os.environ["PREFECT_HOME"],
             }
+            copy_database(Path(os.environ["PREFECT_HOME"]) / "prefect.db", data / "empty.db")
             with temporary_settings(names):
                 yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def ui(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UI]":
+    """`make ui` for all tests of it; each leaves it up."""
+    from tests.flows.ui import UI
+
+    ui = UI(tmp_path_factory.mktemp("ui"))
+    new_database(ui.data / "prefect" / "prefect.db")
+    ui.tell("up")
+    yield ui
+    ui.tell("down")
+    assert ui.processes() == []
+
+
+def new_database(target: Path) -> None:
+    """Spares a new server the making of its tables, which takes it 8 seconds."""
+    target.parent.mkdir(parents=True)
+    copy_database(Path(os.environ["PREFECT_HOME"]).parent / "empty.db", target)
+
+
+def copy_database(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)

@@ -1,5 +1,5 @@
-"""The flow as a test's deployment finds it: it trains nothing, and a Job is done here, at once. Of what training needs
-nothing can be imported, as in the worker's image.
+"""The flows as a test's deployment finds them: they train nothing, and a Job is done here, at once. Nothing that
+training needs can be imported, as in the worker's image.
 """
 
 import sys
@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from flows.dpo import dpo_pipeline
+from flows.sweep import dpo_sweep
 from nothing_gpt.dpo.order import fulfil
 from nothing_gpt.dpo.train import train
 from tasks.place import GKEPlace, Place
 from tests.flows.fakes import Trainer
 
-__all__ = ["dpo_pipeline"]
+__all__ = ["dpo_pipeline", "dpo_sweep"]
 
 
 def do_job(self: GKEPlace, fingerprint: str) -> None:

@@ -7,14 +7,14 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows.cli import main
-from nothing_gpt.config import Settings
+from nothing_gpt.config import Settings, TrainingSettings
 from nothing_gpt.jobs import local
 from nothing_gpt.loading import load_settings
 from nothing_gpt.store import FolderStore
@@ -23,6 +23,8 @@ from tests.fake_vllm import FakeVLLM, save_adapter, save_base, serving_adapters
 
 START, TRAINED = 0.25, 0.75
 PROMPTS = 48
+PAIRS = 40
+"""On which the trainer says that it validated."""
 METRICS = {
     "step0_loss": math.log(2),
     "step0_expected": math.log(2),
@@ -35,7 +37,7 @@ METRICS = {
     "steps": 4,
     "train_loss": 0.6,
     "train_pairs": 30,
-    "val_pairs": 10,
+    "val_pairs": PAIRS,
 }
 
 
@@ -45,6 +47,10 @@ class Trainer:
 
     errors: list[Exception] = field(default_factory=list)
     runs: int = 0
+    right: Callable[[TrainingSettings], int] = lambda _: PAIRS * 8 // 10
+    """How many of the validation pairs the adapter tells apart that is trained with these settings."""
+    quality: Callable[[TrainingSettings], float] = lambda _: TRAINED
+    """The quality of what it writes."""
     began: threading.Event = field(default_factory=threading.Event)
     may_end: threading.Event = field(default_factory=threading.Event)
 
@@ -58,9 +64,17 @@ class Trainer:
         assert self.may_end.wait(30)
         if self.errors:
             raise self.errors.pop(0)
-        folder = save_adapter(Path(environment["ADAPTER_PATH"]), TRAINED)
-        (folder / "metrics.json").write_text(json.dumps(METRICS))
+        folder = save_adapter(Path(environment["ADAPTER_PATH"]), self.quality(_settings(arguments)))
+        right = self.right(_settings(arguments))
+        (folder / "metrics.json").write_text(json.dumps(METRICS | {"eval_accuracy": right / PAIRS}))
+        margins = [{"pair": str(n), "margin": 0.1 if n < right else -0.1} for n in range(PAIRS)]
+        (folder / "margins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in margins))
         (folder / "steps.jsonl").write_text('{"step": 1, "loss": 0.69}\n{"step": 4, "loss": 0.5}\n')
+
+
+def _settings(arguments: Sequence[str]) -> TrainingSettings:
+    """What the training process was told."""
+    return load_settings(Path(arguments[arguments.index("--settings") + 1])).training
 
 
 def judge(request: Request) -> Answer:

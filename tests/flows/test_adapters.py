@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
-from nothing_gpt.artifacts import Artifact, Stage, Workshop
-from nothing_gpt.serve.registry import Approval, Registry, promoted, read_registry, swap
+from nothing_gpt.artifacts import MANIFEST, Artifact, Stage, Workshop
+from nothing_gpt.serve.registry import Approval, Registry, Rollback, promoted, read_registry, rolled_back, swap
 from nothing_gpt.workshops import folder_workshop
 from tests.fake_vllm import save_adapter, save_base
 from tests.flows.conftest import Call, Ended
@@ -56,11 +56,11 @@ class Stand:
 
         return self.workshop.make(Stage("train", 1), {"level": level}, {"adapter": self.start}, build)
 
-    def register(self, adapter: Artifact) -> None:
+    def register(self, adapter: Artifact, place: str = "local") -> None:
         """What a run's promotion leaves, on the server too."""
         folder = self.workshop.folder(adapter)
         before = self.registry
-        fields: dict[str, Any] = {"name": "seinfeld", "place": "local", "metrics": {"win_rate": 0.75}}
+        fields: dict[str, Any] = {"name": "seinfeld", "place": place, "metrics": {"win_rate": 0.75}}
         approval = Approval(by="anna", reason="funnier [really]", at=0)
         after = promoted(
             before, artifact=adapter.key, fingerprint=adapter.fingerprint, digest=adapter_digest(folder),
@@ -71,10 +71,9 @@ class Stand:
 
     def decide(self, adapter: Artifact, passed: bool = True, against: Artifact | None = None) -> None:
         """What a run leaves whose gate compared the adapter with another, and promoted nothing."""
-        met = adapter_digest(self.workshop.folder(against or self.start))
-        evaluation = self.workshop.make(
-            Stage("evaluate", 2), {"references": {"start": f"{met} on base"}, "of": adapter.key}, {}, lambda folder: {}
-        )
+        candidate, met = (adapter_digest(self.workshop.folder(one)) for one in (adapter, against or self.start))
+        identities = {"references": {"start": f"{met} on base"}, "candidate": f"{candidate} on base"}
+        evaluation = self.workshop.make(Stage("evaluate", 2), identities, {}, lambda folder: {})
         summary = {
             "run": "20260101-000000-000",
             "gate": {"passed": passed, "reasons": [{"passed": passed, "text": "win rate 0.70"}]},
@@ -180,9 +179,22 @@ def before_another_came(stand: Stand, adapter: Artifact) -> None:
     stand.register(stand.trained(0.6))
 
 
+def before_it_was_made_again_otherwise(stand: Stand, adapter: Artifact) -> None:
+    stand.decide(adapter)
+    other = stand.trained(0.6)
+    for name in (WEIGHTS, MANIFEST):
+        stand.place.store.copy(f"{other.key}/{name}", f"{adapter.key}/{name}")
+
+
+def with_a_damaged_summary(stand: Stand, adapter: Artifact) -> None:
+    stand.place.store.write("runs/20260101-000000-000/summary.json", b'{"run": ')
+
+
 @pytest.mark.parametrize(
     ("past", "complaint"),
     [
+        (before_it_was_made_again_otherwise, "compared other weights of"),
+        (with_a_damaged_summary, "what its gate said is unknown"),
         (never_seen, "no run's gate has looked at"),
         (refused, "the gate of 20260101-000000-000 refused"),
         (before_another_came, "did not compare"),
@@ -233,6 +245,17 @@ def test_a_server_that_died_in_a_first_promotion_is_synced(stand: Stand) -> None
     vllm.serve("seinfeld", stand.workshop.folder(adapter))
     assert stand("sync").err.endswith("seinfeld is the starting adapter, as the registry says\n")
     assert stand.serves(stand.start)
+
+
+def test_what_another_place_began_from_is_no_starting_adapter_here(stand: Stand) -> None:
+    files = save_adapter(stand.place.folder / "other", 0.1)
+    ours = stand.start
+    stand.start = stand.workshop.adopt(Stage("sft", 1), {name: files / name for name in (CONFIG, WEIGHTS)})
+    stand.register(stand.trained(0.5), place="embedded")
+    before = stand.registry
+    swap(stand.place.store, before, rolled_back(before, Rollback(by="anna", reason="too rude")))
+    assert stand("sync").err.endswith("seinfeld is the starting adapter, as the registry says\n")
+    assert stand.serves(ours)
 
 
 def test_where_no_server_runs_one_is_started_for_a_promotion_by_hand_and_sync_has_nothing_to_do(

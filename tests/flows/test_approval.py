@@ -1,5 +1,5 @@
 """Who is asked for an approval and where, and what becomes of the answer. A deployment's run is in
-`test_deployments.py`."""
+`deployments/`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from prefect.exceptions import Pause
+from prefect.runtime import flow_run
 
 from flows import approval as asking
 from flows.approval import Form, approval, check_askable
@@ -136,11 +137,15 @@ def test_other_evidence_is_another_question(evidence: Evidence) -> None:
 
 
 class Suspending:
-    """What Prefect remembers of a run: its askings, and what was answered."""
+    """What Prefect remembers of the present run: its askings, and what was answered."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, Any] = {}
-        self.answers: dict[str, dict[str, str]] = {}
+        self._asked: dict[str, dict[str, int]] = {}
+        self._answers: dict[tuple[str, str], dict[str, str]] = {}
+
+    @property
+    def asked(self) -> dict[str, int]:
+        return self._asked.setdefault(flow_run.id, {})
 
     def read_flow_run(self, _: object) -> Any:
         return SimpleNamespace(empirical_policy=SimpleNamespace(pause_keys=set(self.asked)))
@@ -151,7 +156,10 @@ class Suspending:
         raise Pause
 
     def answer(self, **fields: str) -> None:
-        self.answers[f"suspended-{list(self.asked)[-1]}-response"] = fields
+        self._answers[flow_run.id, f"suspended-{list(self.asked)[-1]}-response"] = fields
+
+    def answers(self, key: str) -> dict[str, str] | None:
+        return self._answers.get((flow_run.id, key))
 
     def __enter__(self) -> "Suspending":
         return self
@@ -167,7 +175,7 @@ def suspending(monkeypatch: pytest.MonkeyPatch) -> Suspending:
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "r")
     monkeypatch.setattr(asking, "get_client", lambda sync_client: prefect)
     monkeypatch.setattr(asking, "suspend_flow_run", prefect.suspend)
-    monkeypatch.setattr(asking, "read_flow_run_input", prefect.answers.get)
+    monkeypatch.setattr(asking, "read_flow_run_input", prefect.answers)
     return prefect
 
 
@@ -206,6 +214,37 @@ def test_an_answer_is_none_to_what_became_another_question_meanwhile(
     with pytest.raises(Pause):
         approval(workshop.store, changed, REQUIRED, shown)
     assert answers(workshop.store, changed) == []
+
+
+def test_of_two_runs_that_wait_about_the_same_the_last_answer_counts(
+    workshop: Workshop, evidence: Evidence, suspending: Suspending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("r", "s"):
+        monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", run)
+        with pytest.raises(Pause):
+            approval(workshop.store, evidence, REQUIRED, shown)
+        suspending.answer(decision="approve" if run == "r" else "reject", by=run, reason="looked at it")
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "r")
+    assert approval(workshop.store, evidence, REQUIRED, nobody_looks).by == "r"
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "s")
+    with pytest.raises(GateFailed, match="rejected by s"):
+        approval(workshop.store, evidence, REQUIRED, nobody_looks)
+    for run in ("r", "s"):  # a retry of either
+        monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", run)
+        with pytest.raises(Pause):
+            approval(workshop.store, evidence, REQUIRED, shown)
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"decision": "appr', b"\xff"])
+def test_a_damaged_answer_is_named_and_nothing_goes_on_without_it(
+    workshop: Workshop, evidence: Evidence, types: Callable[[str], Terminal], damaged: bytes
+) -> None:
+    types(APPROVE)
+    approval(workshop.store, evidence, REQUIRED, shown)
+    (key,) = workshop.store.list("approvals")
+    workshop.store.write(key, damaged)
+    with pytest.raises(FatalError, match=rf"{key}: damaged, .*; delete it to be asked again"):
+        approval(workshop.store, evidence, REQUIRED, nobody_looks)
 
 
 def test_a_name_or_a_reason_of_blanks_is_none() -> None:

@@ -3,13 +3,10 @@ what is not, and how it ends. The engines are fakes (see `fakes.py`); on real on
 """
 
 import json
-import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from tasks.place import Place
 from tasks.train import train
 from tests.chain.processes import Command
 from tests.fake_endpoint import Answer, fails
-from tests.flows.conftest import Call, Ended
+from tests.flows.conftest import Call, Ended, new_database
 from tests.flows.fakes import Engines, Trainer, engines
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
@@ -344,13 +341,6 @@ def as_a_process(place: Engines, **others: Any) -> tuple[int, list[str]]:
     return code, [line.rstrip() for line in command.output.splitlines() if line.strip()]
 
 
-def copy_database(source: Path, target: Path) -> None:
-    """Spares a new server the making of its tables, which takes it 8 seconds."""
-    target.parent.mkdir(parents=True)
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
-
-
 class Program(Command):
     """The program, but it trains nothing. It hears Ctrl-C even where a shell started the tests in the background."""
 
@@ -378,10 +368,9 @@ def test_asked_to_stop_it_ends_the_stage_at_work_and_leaves_nothing_behind(
 def test_a_failed_gate_is_exit_code_3_and_leaves_no_server_behind(
     place: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Path(os.environ["PREFECT_HOME"]) / "prefect.db"
+    new_database(place.data / "prefect" / "prefect.db")
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.delenv(name)
-    copy_database(known, place.data / "prefect" / "prefect.db")
     code, lines = as_a_process(place, gate__min_win_rate=0.99)
     assert code == 3
     assert lines[-1].startswith("error: gate: not promoted, because win rate against the starting adapter 1.000 ")

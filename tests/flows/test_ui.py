@@ -1,80 +1,66 @@
-"""`make ui` and `make down`: what they leave running, and what a second start finds."""
+"""`make ui` and `make down`: who gets in, and what becomes of a run whose server dies or whose machine is shut down."""
 
-import os
-import sqlite3
-import subprocess
-import sys
-import time
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from flows.server import kept_up
-from tests.chain.processes import MARK, REPOSITORY
-from tests.flows.test_dpo import copy_database
+from tests.flows.deployed import ended, eventually, faked, held, kept, repeated, retry, start, state
+from tests.flows.fakes import Engines, engines
+from tests.flows.ui import NAME, PASSWORD, UI
 
-pytestmark = [pytest.mark.prefect, pytest.mark.timeout(400)]
-
-
-def ui(command: str, data: Path) -> str:
-    """What `python -m flows.ui` says, in an environment of its own."""
-    names = ("PREFECT_API_URL", "PREFECT_HOME")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment |= {MARK: str(data), "PREFECT_SERVER_API_AUTH_STRING": "me:pw"}
-    told = subprocess.run(
-        [sys.executable, "-m", "flows.ui", command, "--data", str(data)], cwd=REPOSITORY, text=True, check=False,
-        capture_output=True, timeout=300, env=environment,
-    )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    return told.stderr
+pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 
 
-def started_for(data: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(data):
-                found.append(process)
-        except psutil.Error:
-            pass
-    return found
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Engines]:
+    with engines(tmp_path) as running:
+        yield running
 
 
-def test_it_stays_up_asks_for_its_password_and_is_gone_after_down_with_all_runs_kept(
-    tmp_path: Path, prefect: None
+def test_it_asks_for_its_password_and_starts_once(ui: UI) -> None:
+    assert "already up" in ui.tell("up")
+    deployments = f"{ui.url}/api/deployments/filter"
+    assert httpx.post(deployments, json={}).status_code == 401
+    found = httpx.post(deployments, json={}, auth=(NAME, PASSWORD)).json()
+    assert {"embedded", "nightly", "gke"} <= {deployment["name"] for deployment in found}
+
+
+def test_a_run_outlives_its_server(ui: UI, place: Engines) -> None:
+    with ui.client() as client:
+        with held(place, 20):
+            run = start(client, faked(client)["embedded"], place)
+            eventually(lambda: kept(place) >= 20)
+            server = ui.server()
+            server.kill()
+            server.wait(30)
+        eventually(lambda: answers(f"{ui.url}/api/health"))
+        assert ended(client, run).state_name == "Completed"
+        assert [found.name for found in client.read_flow_run_states(run.id)].count("Running") == 1
+    assert repeated(place) == 0
+
+
+def test_after_down_nothing_is_left_but_the_runs_and_one_at_work_goes_on_when_it_is_retried(
+    ui: UI, place: Engines
 ) -> None:
-    home = tmp_path / "prefect"
-    copy_database(Path(os.environ["PREFECT_HOME"]) / "prefect.db", home / "prefect.db")
-    said = ui("up", tmp_path)
+    with ui.client() as client, held(place, 40):
+        run = start(client, faked(client)["embedded"], place)
+        eventually(lambda: kept(place) >= 40)
+        assert "all runs are kept" in ui.tell("down")
+        assert ui.processes() == []
+        assert "not up" in ui.tell("down")
+    ui.tell("up")
+    with ui.client() as client:
+        assert state(client, run) == "Crashed"
+        faked(client)
+        retry(client, run)
+        assert ended(client, run).state_name == "Completed"
+    assert repeated(place) <= 1  # the one in flight
+
+
+def answers(url: str) -> bool:
     try:
-        url = kept_up(tmp_path)
-        assert url
-        assert url in said
-        assert "already up" in ui("up", tmp_path)
-        assert httpx.post(f"{url}/api/deployments/filter", json={}).status_code == 401
-        found = httpx.post(f"{url}/api/deployments/filter", json={}, auth=("me", "pw")).json()
-        assert {"embedded", "nightly", "gke"} <= {deployment["name"] for deployment in found}
-        (server,) = (p for p in started_for(tmp_path) if p.cmdline()[1:5] == ["-m", "prefect", "server", "start"])
-        server.kill()
-        server.wait(30)
-        eventually_up(f"{url}/api/health")
-    finally:
-        ui("down", tmp_path)
-    assert kept_up(tmp_path) is None
-    assert started_for(tmp_path) == []
-    with closing(sqlite3.connect(home / "prefect.db")) as kept:
-        assert kept.execute("select count(*) from deployment").fetchone()[0] >= 3
-
-
-def eventually_up(url: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(url).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} did not come back")
+        return httpx.get(url).is_success
+    except httpx.HTTPError:
+        return False

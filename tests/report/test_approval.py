@@ -84,3 +84,8 @@ def test_long_texts_are_cut_and_an_empty_answer_is_said_to_be_one() -> None:
     assert "end" in text
     assert "start x" not in text
     assert "| (no answer) | b |" in question(summary(), None, [row(1) | {"reference": "", "candidate": "b"}])
+
+
+def test_what_steers_a_terminal_or_turns_the_writing_round_is_shown_as_unreadable() -> None:
+    text = question(summary(), 1, [row(1, answer="[BO] \x1b[2J\x1b]0;title\x07good\u202ebad")])
+    assert set(cells(text)) == {"[BO] \ufffd[2J\ufffd]0;title\ufffdgood\ufffdbad"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nothing_gpt.adapters import adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve import fetch, server
@@ -43,7 +44,7 @@ def adopt(workshop: Workshop, stage: str, level: float) -> Artifact:
 def promote(workshop: Workshop, adapter: Artifact) -> None:
     before = read_registry(workshop.store)
     after = promoted(before, name="seinfeld", artifact=adapter.key, fingerprint=adapter.fingerprint, place="gke",
-                     digest="d", metrics={}, reasons=[])  # fmt: skip
+                     digest=adapter_digest(workshop.folder(adapter)), metrics={}, reasons=[])  # fmt: skip
     swap(workshop.store, before, after)
 
 
@@ -100,6 +101,18 @@ def test_a_damaged_adapter_never_gets_its_name(workshop: Workshop, folder: Path)
     with pytest.raises(FatalError, match=r"adapter_model\.safetensors is not there, or damaged"):
         fetch.fetch_current(workshop.store, folder)
     assert not held(folder)
+    assert not (folder / "current").exists()
+
+
+def test_what_was_made_again_under_the_key_of_a_promoted_adapter_does_not_become_current(
+    workshop: Workshop, folder: Path
+) -> None:
+    better, other = adopt(workshop, "train", 0.5), adopt(workshop, "train", 0.4)
+    promote(workshop, better)
+    for name in ("adapter_model.safetensors", "manifest.json"):
+        workshop.store.copy(f"{other.key}/{name}", f"{better.key}/{name}")
+    with pytest.raises(FatalError, match="not the files that were promoted as version 1"):
+        fetch.fetch_current(workshop.store, folder)
     assert not (folder / "current").exists()
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from nothing_gpt import artifacts
 from nothing_gpt.adapters import adapter_digest
-from nothing_gpt.errors import FatalError, TransientError
+from nothing_gpt.errors import FatalError, GateFailed, TransientError
 from nothing_gpt.serve.promote import Candidate, promote
-from nothing_gpt.serve.registry import promoted, swap
+from nothing_gpt.serve.registry import Approval, promoted, swap
 from nothing_gpt.serve.switch import versioned_name
 from tests.fake_vllm import OUT
 from tests.serve.stand import CONVERSATION, NAME, Stand, when_switching
@@ -240,6 +240,21 @@ def test_an_unforeseen_failure_switches_back_as_any_other(
         stand.promote(stand.candidate())
     assert stand.serves(former)
     assert stand.registry == before
+
+
+# What was taken back.
+
+
+def test_what_was_taken_back_is_promoted_again_only_where_a_person_agreed(stand: Stand) -> None:
+    candidate = stand.candidate()
+    stand.promote(candidate)
+    stand.roll_back()
+    unattended = stand.refused(replace(candidate, approval=None))
+    assert isinstance(unattended, GateFailed)
+    assert re.search(r"version 1, .* taken back by anna: not funny; .* adapters promote 1", str(unattended))
+    assert stand.serves(stand.start)
+    stand.promote(replace(candidate, approval=Approval(by="anna", reason="on second thoughts", at=3.0)))
+    assert stand.serves(candidate.folder)
 
 
 # Two at once.

@@ -75,7 +75,7 @@ def test_a_number_is_never_used_twice_even_after_taking_back() -> None:
     assert (registry.current, registry.versions[1].replaces) == (2, None)
 
 
-@pytest.mark.parametrize("damaged", [b"", b"{", b"\xff\xfe", b'{"versions": [{}]}'])
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\xff\xfe", b'{"versions": [{}]}', b'{"current": 1}'])
 def test_a_damaged_registry_is_named_with_what_to_do(store: Store, damaged: bytes) -> None:
     store.write(KEY, damaged)
     for look in (lambda: read_registry(store), lambda: swap(store, Registry(), with_one_more(Registry()))):

@@ -85,6 +85,70 @@ def test_where_one_dies_in_the_middle_the_others_go_back_and_sync_mends_the_rest
     assert stand.all_serve(former.folder)
 
 
+@pytest.mark.parametrize("which", ["vllm", "other"])
+def test_a_bad_adapter_is_taken_back_though_one_does_not_answer(
+    stand: Replicas, which: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = stand.candidate(0.5)
+    stand.promote(former)
+    stand.promote(stand.candidate(0.75))
+    dead, alive = (stand.vllm, stand.other) if which == "vllm" else (stand.other, stand.vllm)
+    dead.dead = True
+    assert stand.roll_back() == stand.registry.current_version
+    assert stand.registry.current == 1
+    assert replace(stand, vllm=alive).serves(former.folder)
+    assert stand.link.readlink() == former.folder
+    assert dead.url.removesuffix("/v1") in capsys.readouterr().err
+    dead.dead = False
+    stand.sync()
+    assert stand.all_serve(former.folder)
+
+
+def test_where_none_answers_nothing_is_taken_back(stand: Replicas) -> None:
+    stand.promote(stand.candidate())
+    stand.vllm.dead = stand.other.dead = True
+    before = stand.registry
+    with pytest.raises(TransientError):
+        stand.roll_back()
+    assert stand.registry == before
+
+
+def test_sync_puts_right_what_answers_and_names_what_does_not(stand: Replicas) -> None:
+    candidate = stand.candidate()
+    stand.promote(candidate)
+    stand.other.serve(NAME, stand.start)
+    stand.vllm.dead = True
+    down, stray = stand.server.strays(candidate.folder)
+    assert stand.vllm.url.removesuffix("/v1") in down
+    assert stray == f"{stand.other.url} serves 'seinfeld' from {stand.start}"
+    with pytest.raises(TransientError):
+        stand.sync()
+    assert replace(stand, vllm=stand.other).serves(candidate.folder)
+
+
+def test_where_what_a_restart_loads_cannot_be_changed_nothing_is(stand: Replicas) -> None:
+    stand.promote(stand.candidate(0.5))
+    former = stand.link.readlink()
+    blocked = stand.link.with_name(f".{stand.link.name}")
+    blocked.mkdir()
+    assert "cannot be used" in str(stand.refused(stand.candidate(0.75)))
+    assert stand.all_serve(former)
+    blocked.rmdir()
+
+
+def test_where_the_registry_cannot_be_changed_a_restart_loads_the_former_adapter(
+    stand: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TransientError("the store does not answer")
+
+    former = stand.candidate(0.5)
+    stand.promote(former)
+    monkeypatch.setattr("nothing_gpt.serve.promote.swap", fail)
+    stand.refused(stand.candidate(0.75))
+    assert stand.all_serve(former.folder)
+
+
 def test_sync_gives_servers_that_were_restarted_the_promoted_adapter(stand: Replicas) -> None:
     candidate = stand.candidate()
     stand.promote(candidate)

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from nothing_gpt.adapters import WEIGHTS
+from nothing_gpt.artifacts import MANIFEST
 from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.promote import roll_back_unserved
 from tests.serve.stand import ROLLBACK, Stand
@@ -62,6 +64,21 @@ def test_a_version_whose_files_are_gone_is_not_taken_back_to(stand: Stand) -> No
     stand.promote(second)
     shutil.rmtree(first.folder)
     with pytest.raises(FatalError, match=rf"version 1: its files \({first.artifact}\) are gone from the store"):
+        stand.roll_back()
+    assert stand.serves(second.folder)
+    assert stand.registry.current == 2
+
+
+def test_a_version_whose_files_were_made_again_otherwise_is_not_taken_back_to(stand: Stand) -> None:
+    first, second = stand.candidate(0.5), stand.candidate(0.75)
+    stand.promote(first)
+    stand.promote(second)
+    other = stand.candidate(0.4)  # under the same key, as where training does not repeat bit for bit
+    for name in (WEIGHTS, MANIFEST):
+        stand.store.copy(f"{other.artifact}/{name}", f"{first.artifact}/{name}")
+    with pytest.raises(
+        FatalError, match=rf"version 1: its files \({first.artifact}\) are not those that were promoted"
+    ):
         stand.roll_back()
     assert stand.serves(second.folder)
     assert stand.registry.current == 2

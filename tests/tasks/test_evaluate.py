@@ -7,6 +7,7 @@ import pytest
 from nothing_gpt.adapters import CONFIG, WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.bases import Base
+from nothing_gpt.errors import FatalError
 from nothing_gpt.serve.registry import promoted, read_registry, swap
 from tasks.evaluate import _served
 from tasks.place import Models
@@ -56,3 +57,16 @@ def test_a_starting_adapter_that_was_promoted_is_met_once(workshop: Workshop, ad
     promote(workshop, start)
     registry = read_registry(workshop.store)
     assert _served(workshop, Models(Base("base", "base"), start), candidate, registry) is None
+
+
+def test_where_the_served_adapter_s_files_are_gone_nothing_takes_its_place_uncompared(
+    workshop: Workshop, adapters: list[Artifact]
+) -> None:
+    start, first, second = adapters
+    promote(workshop, first)
+    workshop.store.delete(f"{first.key}/manifest.json")
+    registry, models = read_registry(workshop.store), Models(Base("base", "base"), start)
+    with pytest.raises(FatalError, match=r"version 1: its files .* are gone"):
+        _served(workshop, models, second, registry)
+    promote(workshop, second)
+    assert _served(workshop, models, second, read_registry(workshop.store)) is None  # the one it replaced is gone
