@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flows.adapters import adapters
 from flows.options import DEFAULT, EMBEDDED, Overrides, SettingsFiles, load, out, servers, workshop_of
-from flows.record import STAGES, last_run
+from flows.record import check_until, last_run
 from flows.server import prefect_server
 from flows.sweep_cli import sweep
 from nothing_gpt.adapters import check_output, publish
@@ -55,7 +55,10 @@ ImageName = Annotated[Literal["train", "worker", "serve"], typer.Argument(help="
 @app.command()
 def run(
     settings_files: SettingsFiles = DEFAULT,
-    prompts: Annotated[list[Path] | None, typer.Option(help="Prompts file; may be given several times.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompts file, gs:// address or key of pushed prompts; may be given several times."),
+    ] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Sets the seed of every group.")] = None,
     until: Annotated[str, typer.Option(help="Last stage to run.")] = "promote",
@@ -64,11 +67,9 @@ def run(
     """Run the chain; go on where an earlier run stopped."""
     settings = load(settings_files, overrides, prompts, seed)
     settings.check_chain()
-    if until not in STAGES:
-        raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
-    read_prompts(
-        *map(Path, filter(is_here, settings.prompts.paths))
-    )  # so that a mistake in one shows before anything is started
+    check_until(until, settings.place.kind)
+    # So that a mistake in one shows before anything is started.
+    read_prompts(*map(Path, filter(is_here, settings.prompts.paths)))
     if dry_run:
         _show_plan(settings, until)
         return

@@ -18,12 +18,14 @@ from nothing_gpt.workshops import IN_BUCKET, bucket_workshop
 from tasks.credentials import place_credentials
 
 NEEDED_GIB = 2
+TRAIN_ELSEWHERE = {"gke", "modal"}
+"""Kinds of places in which nothing is trained on this machine."""
 
 
 def examine(settings: Settings) -> list[Finding]:
     """All checks of the place that the settings name."""
     return [
-        *_packages(),
+        *_packages(settings.place.kind not in TRAIN_ELSEWHERE),
         *_data(Path(settings.place.data)),
         *_bucket(settings),
         *(_cluster(settings) if settings.place.kind == "gke" else ()),
@@ -31,18 +33,15 @@ def examine(settings: Settings) -> list[Finding]:
     ]
 
 
-def _packages() -> Iterator[Finding]:
-    for package, prevents in (
-        ("torch", "training"),
-        ("trl", "training"),
-        ("peft", "training"),
-        ("prefect", "running the chain"),
-        ("openai", "sampling and judging"),
-    ):
+def _packages(training: bool) -> Iterator[Finding]:
+    needed = {"prefect": "running the chain", "openai": "sampling and judging"}
+    if training:
+        needed |= dict.fromkeys(("torch", "trl", "peft"), "training")
+    for package, prevents in needed.items():
         yield Finding(
             f"package {package}", importlib.util.find_spec(package) is not None, f"prevents {prevents}; run `make env`"
         )
-    if importlib.util.find_spec("torch"):
+    if training and importlib.util.find_spec("torch"):
         import torch
 
         yield Finding(

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.approval import approval, check_askable
-from flows.record import ONLY_IN, RunRecord, StageName
+from flows.record import RunRecord, StageName, check_until
 from flows.serving import agree
 from nothing_gpt.bases import Base
 from nothing_gpt.config import (
@@ -26,7 +26,6 @@ from nothing_gpt.config import (
 )
 from nothing_gpt.dpo.evaluate import COMPARISONS
 from nothing_gpt.dpo.gate import Decision
-from nothing_gpt.errors import FatalError
 from nothing_gpt.loading import Preset, compose
 from nothing_gpt.report.approval import question
 from nothing_gpt.report.summary import decision
@@ -113,8 +112,7 @@ def dpo_pipeline(
             that asks somebody asks for all its replies anew, and they are paid for again; the former ones are kept. A
             retry of the run goes on with the new ones. gate and promote always run.
     """
-    if ONLY_IN.get(until, place.kind) != place.kind:
-        raise FatalError(f"--until {until}: only the place {ONLY_IN[until]} has this stage")
+    check_until(until, place.kind)
     groups = Settings.model_construct(
         prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place
     )

@@ -31,12 +31,12 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="group.key=va
 
 
 def load(
-    files: list[Path], overrides: list[str] | None, prompts: list[Path] | None = None, seed: int | None = None
+    files: list[Path], overrides: list[str] | None, prompts: list[str] | None = None, seed: int | None = None
 ) -> Settings:
     """The settings of a command. Raises as `load_settings`."""
     given = list(overrides or [])
     if prompts:
-        given.append(f"prompts.paths={json.dumps([str(path) for path in prompts])}")
+        given.append(f"prompts.paths={json.dumps(prompts)}")
     settings = load_settings(files, given, seed)
     if settings.place.gcp_block:
         servers.enter_context(prefect_server(settings))

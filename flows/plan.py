@@ -36,7 +36,7 @@ class Planned:
 
 
 class _ToDo(Exception):
-    """A stage whose artifact is not there."""
+    """The end of the walk: a stage's artifact is not there, or what follows is not asked for."""
 
 
 class _LookOnly(Workshop):
@@ -62,7 +62,7 @@ def plan(settings: Settings, until: str) -> list[Planned]:
 
         def step(task: Any, *inputs: Any) -> Any:
             nonlocal prompts
-            if task.name in ("gate", "promote"):
+            if until in found or task.name in ("gate", "promote"):
                 raise _ToDo
             if isinstance(place, GKEPlace) and task.name == "image":  # which the task would build
                 found["image"] = Planned("image", "cached" if place.image_there() else TO_DO)

@@ -1,5 +1,5 @@
 """What may be deleted: whatever neither the last run or sweep nor a promoted adapter refers to, directly or through
-lineage.
+lineage, and nobody gave.
 
 That is old artifacts, and also the journals and the scratch folders of a run that was interrupted: a journal holds what
 was answered, a scratch folder and `checkpoints` what training goes on from. Without them the next run asks and trains
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.record import last_run, last_sweep, waiting_runs
-from nothing_gpt.artifacts import MANIFEST, Workshop, live_leases
+from nothing_gpt.artifacts import KEY, MANIFEST, Workshop, live_leases
 from nothing_gpt.checkpoints import FOLDER as CHECKPOINTS
 from nothing_gpt.dpo.order import BASES, JOBS, base_folder
 from nothing_gpt.dpo.order import STAGE as TRAIN
 from nothing_gpt.errors import FatalError
-from nothing_gpt.given import PROMPTS as GIVEN
+from nothing_gpt.given import ADAPTER, PROMPTS
 from nothing_gpt.serve.registry import read_registry
 from nothing_gpt.store import Store
 
@@ -39,8 +39,7 @@ def unreferenced(workshop: Workshop) -> list[Item]:
     _refuse_beside_a_run(workshop.store)
     kept = _referenced(workshop)
     made = [key.removesuffix(f"/{MANIFEST}") for key in workshop.store.list() if key.endswith(f"/{MANIFEST}")]
-    # Prompts that somebody pushed are named in settings, which are not ours to look through.
-    folders = [key for key in made if key not in kept and not key.startswith(f"{GIVEN.name}/")]
+    folders = [key for key in made if KEY.fullmatch(key) and key not in kept and not _given(workshop, key)]
     if not any(manifest.failed for key in kept if (manifest := workshop.manifest(key))):
         folders += sorted({key.rpartition("/")[0] for key in workshop.store.list("journal")})
     folders += _folders(workshop.store, CHECKPOINTS)
@@ -78,6 +77,12 @@ def _referenced(workshop: Workshop) -> set[str]:
             manifest = workshop.manifest(key)
             waiting += manifest.lineage.values() if manifest else []
     return kept
+
+
+def _given(workshop: Workshop, key: str) -> bool:
+    """Whether somebody gave it, prompts or an adapter: settings name those, which are not ours to look through."""
+    manifest = workshop.manifest(key) if key.startswith((f"{PROMPTS.name}/", f"{ADAPTER.name}/")) else None
+    return bool(manifest and not manifest.lineage)
 
 
 def _ordered(workshop: Workshop, kept: set[str]) -> list[str]:

@@ -14,6 +14,7 @@ from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.dpo.gate import Decision
 from nothing_gpt.dpo.pairs import EXAMPLES, PEOPLE, people
+from nothing_gpt.errors import FatalError
 from nothing_gpt.quality import beyond_limits
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.report.page import render_page, run_plots
@@ -44,6 +45,14 @@ ONLY_IN = {"scripts": "embedded", "base": "embedded", "image": "gke"}
 """Stages that one kind of place has and no other."""
 watcher: ContextVar[Callable[[dict[str, Any]], None] | None] = ContextVar("watcher", default=None)
 """Is told the summary of each run that ends in this context, however it ends."""
+
+
+def check_until(until: str, kind: str) -> None:
+    """Raises FatalError where a run in a place of this kind has no such stage to end with."""
+    if until not in STAGES:
+        raise FatalError(f"--until {until}: no such stage; the stages are {', '.join(STAGES)}")
+    if ONLY_IN.get(until, kind) != kind:
+        raise FatalError(f"--until {until}: only the place {ONLY_IN[until]} has this stage")
 
 
 class RunRecord:

@@ -46,10 +46,11 @@ class CloudStore:
         Raises:
             FatalError: an address that is none, or no credentials.
         """
-        match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])/?(.*?)/*", uri)
+        # No part of the prefix is empty, `.` or `..`: the copies of what is fetched would lie outside of the cache.
+        match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])((?:/(?!\.{1,2}(?:/|$))[^/]+)*)/*", uri)
         if match is None:
             raise FatalError(f"{uri}: no address of a bucket; give gs://BUCKET/PREFIX")
-        name, prefix = match.groups()
+        name, prefix = match[1], match[2].removeprefix("/")
         self.uri = f"gs://{name}/{prefix}".rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._cache = (cache or _user_cache()) / name / prefix

@@ -49,11 +49,14 @@ def prompts_file(workshop: Workshop, address: str, bucket: Callable[[str], Store
     """The file of prompts with this path, gs:// address or key, on this machine; `bucket` opens a folder in one.
 
     Raises:
-        FatalError: it is not in the bucket or in the store. TransientError: these cannot be reached.
+        FatalError: it is not in the bucket or in the store, or no address of a file. TransientError: these cannot be
+            reached.
     """
     if is_here(address):
         return Path(address)
     folder, _, name = address.rpartition("/") if address.startswith(BUCKET) else (address, "", PROMPTS_FILE)
+    if not name or folder == BUCKET[:-1]:
+        raise FatalError(f"{address}: names no file; give gs://BUCKET/FOLDER/FILE")
     return _fetched(workshop, folder, [name], bucket)[0]
 
 

@@ -34,7 +34,8 @@ def bucket_workshop(place: PlaceSettings, credentials: "Credentials | None" = No
         FatalError: the place has no bucket, there are no credentials for it, or it cannot be used.
         TransientError: it cannot be reached.
     """
-    if place.bucket is None:
-        raise FatalError("place.bucket: not set; give gs://BUCKET/PREFIX in the settings or with --set")
+    if place.bucket is None or "://" not in place.bucket:  # without, it would be a folder
+        wrong = f"{place.bucket} is no bucket" if place.bucket else "not set"
+        raise FatalError(f"place.bucket: {wrong}; give gs://BUCKET/PREFIX in the settings or with --set")
     data = Path(place.data).absolute()
     return Workshop(open_store(place.bucket, credentials, data / "cache"), data / "work")

@@ -25,6 +25,7 @@ from nothing_gpt.embedded.serving import LocalVLLM
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.given import ADAPTER, adapter_files, prompts_file
+from nothing_gpt.jobs.kube.manifest import manifest
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.named_copies import name_copy
 from nothing_gpt.processes import Run
@@ -293,15 +294,18 @@ class GKEPlace(LocalPlace):
     @cached_property
     def image(self) -> Artifact:
         """The training image, found or built: `uri` is the reference by which the Job gets it. No fingerprint of ours
-        depends on it: a pod whose code would make something else refuses. Raises as `jobs.image.image`."""
-        from nothing_gpt.jobs.image import image  # an extra
+        depends on it: a pod whose code would make something else refuses. Raises as `jobs.image.ensure` and `manifest`,
+        which the Job needs too."""
+        from nothing_gpt.jobs.image import ensure  # an extra
 
+        gke, store = self.settings.place.gke, self.workshop.store.uri
+        manifest(gke, "", store, "")  # whether it can be filled in shows now, not after hours of sampling
         there = self.image_there()
-        reference = there or image(self.settings.place.gke, self.workshop.store.uri, self.credentials)
+        reference = there or ensure("train", gke.registry or "", store, self.credentials)
         return Artifact(reference, "image", digest(reference)[:16], digest(reference), reused=there is not None)
 
     def image_there(self) -> str | None:
-        """The training image's reference, None where it has to be built. Raises as `jobs.image.image`."""
+        """The training image's reference, None where it has to be built. Raises as `jobs.image.found`."""
         from nothing_gpt.jobs.image import found  # an extra
 
         return found(self.settings.place.gke, self.credentials)

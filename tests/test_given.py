@@ -67,6 +67,12 @@ def test_what_is_not_in_the_store_is_said_with_the_command_that_puts_it_there(
         adapter_files(workshop, give(workshop, prompts).key, bucket)
 
 
+@pytest.mark.parametrize("address", ["gs://bucket", "gs://bucket/", "gs://bucket/folder/", "gs://"])
+def test_an_address_of_prompts_that_names_no_file_is_said_to_be_none(workshop: Workshop, address: str) -> None:
+    with pytest.raises(FatalError, match=f"{address}: names no file; give gs://BUCKET/FOLDER/FILE"):
+        prompts_file(workshop, address, bucket)
+
+
 def test_only_what_a_run_would_take_is_kept(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="no file of prompts, no adapter's folder and no artifact's key"):
         give(workshop, tmp_path / "nothing")

@@ -5,6 +5,7 @@ file knows nothing of artifacts: exit code 0 is success here, and the caller the
 Run against a Kubernetes control plane, and against constructed answers of GKE's own parts (autoscaler, image pulls).
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -94,13 +95,14 @@ class GKE:
 
     def _find(self, name: str) -> JobState:
         try:
-            return JobState.read(self._api.get(f"{self._jobs}/{name}"))
+            if re.fullmatch(r"[a-z0-9.-]+", name):  # anything else, such as nothing, would be another path
+                return JobState.read(self._api.get(f"{self._jobs}/{name}"))
         except Refused as error:
             if error.status != 404:
                 raise
-            raise FatalError(
-                f"no Job {name} in namespace {self._settings.namespace}; `nothing-gpt jobs list` shows what there is"
-            ) from None
+        raise FatalError(
+            f"no Job {name} in namespace {self._settings.namespace}; `nothing-gpt jobs list` shows what there is"
+        )
 
     def _submit(self, fingerprint: str, store: str, image: str, replace: bool) -> JobState:
         """The Job, new or found."""

@@ -66,28 +66,18 @@ PASSING = (Build.Status.INTERNAL_ERROR, Build.Status.EXPIRED)
 """Ends of a build that are not the fault of what is built."""
 
 
-def image(settings: GKESettings, bucket: str, credentials: Credentials | None = None, root: Path = ROOT) -> str:
-    """The training image that the settings name, or else the digest reference of the one with this content.
-
-    `bucket`, gs://BUCKET/PREFIX, takes what is sent to Cloud Build. `credentials` are by default what
-    google.auth.default finds. `root` is the checkout.
+def found(settings: GKESettings, credentials: Credentials | None = None, root: Path = ROOT) -> str | None:
+    """The training image that the settings name, or else the digest reference of the one with this content; None where
+    the registry has none, and `ensure` would build it. `root` is the checkout.
 
     Raises:
-        FatalError: no registry is named, it does not exist, something is forbidden, the build failed, or there is no
-            checkout.
-        TransientError: Google Cloud cannot be reached now, or the build did not end in time.
+        FatalError: no registry is named, it does not exist, something is forbidden, or there is no checkout.
+        TransientError: Google Cloud cannot be reached now.
     """
     if settings.image:
         return settings.image
     if not settings.registry:
         raise FatalError("place.gke.registry is not set; name the Artifact Registry repository, or place.gke.image")
-    return ensure("train", settings.registry, bucket, credentials, root)
-
-
-def found(settings: GKESettings, credentials: Credentials | None = None, root: Path = ROOT) -> str | None:
-    """As `image`, but None where that would build it."""
-    if settings.image or not settings.registry:
-        return settings.image
     with _reporting(settings.registry, settings.registry.split("/")[1]):
         return _found(f"{settings.registry}/train", content_tag(build_context("train", root)), _authorised(credentials))
 
@@ -95,8 +85,11 @@ def found(settings: GKESettings, credentials: Credentials | None = None, root: P
 def ensure(name: str, registry: str, bucket: str, credentials: Credentials | None = None, root: Path = ROOT) -> str:
     """The digest reference of the image of `deployments/docker/NAME.Dockerfile`, built if the registry has none.
 
+    `bucket`, gs://BUCKET/PREFIX, takes what is sent to Cloud Build. `credentials` are by default what
+    google.auth.default finds.
+
     Raises:
-        FatalError, TransientError: as `image`.
+        FatalError: as `found`, or the build failed. TransientError: as `found`, or the build did not end in time.
     """
     context = build_context(name, root)
     tag = content_tag(context)

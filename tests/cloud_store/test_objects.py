@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nothing_gpt.cloud_store import CloudStore
+from nothing_gpt.errors import FatalError
 from tests.cloud_store.conftest import MIB
 from tests.fake_gcs import FakeGCS
 
@@ -18,6 +19,16 @@ def test_an_object_is_named_by_the_prefix_and_its_key(gcs: FakeGCS) -> None:
     CloudStore("gs://bucket/a/b/").write("c/d", b"1")
     CloudStore("gs://bucket").write("e", b"2")
     assert sorted(gcs.objects) == ["a/b/c/d", "e"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["gs://", "gs:///x", "gs://BUCKET/PREFIX", "gs://data-Bucket/x", "gs://bucket?x", "gs://bucket/a//b", "gs://bucket//a",
+     "gs://bucket/../a", "gs://bucket/a/.."],
+)  # fmt: skip
+def test_an_address_that_would_mean_another_bucket_or_leave_the_cache_is_refused(gcs: FakeGCS, uri: str) -> None:
+    with pytest.raises(FatalError, match="no address of a bucket; give gs://BUCKET/PREFIX"):
+        CloudStore(uri)
 
 
 def test_stores_of_one_bucket_do_not_see_each_other(gcs: FakeGCS) -> None:

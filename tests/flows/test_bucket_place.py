@@ -68,7 +68,7 @@ class Cluster:
     def found(self, settings: GKESettings, credentials: None) -> str | None:
         return settings.image or next(iter(self.registry), None)
 
-    def image(self, settings: GKESettings, store: str, credentials: None) -> str:
+    def ensure(self, name: str, registry: str, store: str, credentials: None) -> str:
         if self.refused:
             raise self.refused
         self.registry.add(IMAGE)
@@ -294,6 +294,14 @@ def test_the_image_is_had_before_anything_is_paid_for_or_uploaded(
     assert statuses(ours("report", "--json"))["image"] == "ran"
     assert ours("run", "--until", "train").code == 0
     assert set(statuses(ours("report", "--json")).values()) == {"cached"}
+
+
+def test_a_manifest_that_is_not_there_is_said_before_anything_is_paid_for(command: Command, place: Engines) -> None:
+    ended = command("run", place__gke__manifest="elsewhere/train-job.yaml")
+    assert ended.err.splitlines()[-1] == (
+        "error: elsewhere/train-job.yaml: No such file or directory; see place.gke.manifest"
+    )
+    assert place.calls == 0
 
 
 def test_prune_deletes_from_the_bucket_what_nothing_needs_and_fetches_nothing_for_it(

@@ -12,8 +12,11 @@ from nothing_gpt.artifacts import Workshop
 from nothing_gpt.config import PromptsSettings
 from nothing_gpt.dpo.prompts import prompts
 from nothing_gpt.embedded import stages
+from nothing_gpt.given import give
 from nothing_gpt.processes import free_port
+from nothing_gpt.store import open_store
 from tests.fake_endpoint import FakeEndpoint
+from tests.fake_gcs import FakeGCS
 from tests.fake_vllm import save_adapter
 from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import START
@@ -87,6 +90,15 @@ def test_a_settings_file_that_cannot_be_used_is_named(
     assert complaint in error
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_stage_that_only_another_place_has_is_refused_before_anything_is_started(
+    program: Call, data: Path, dry: list[str]
+) -> None:
+    error = program("run", *dry, "--until", "image").error
+    assert error == "--until image: only the place gke has this stage"
+    assert not data.exists()
+
+
 def test_an_unknown_stage_is_answered_with_the_known_ones(program: Call) -> None:
     error = program("run", "--until", "trane").error
     assert error.startswith("--until trane: no such stage; the stages are scripts, prompts,")
@@ -134,6 +146,25 @@ def test_prompts_may_come_from_several_files(program: Call, tmp_path: Path) -> N
 def test_each_of_several_prompts_files_must_be_there(program: Call, tmp_path: Path) -> None:
     one, missing = prompts_file(tmp_path, 30), tmp_path / "missing.jsonl"
     assert program("run", *local(one), "--prompts", str(one), "--prompts", str(missing)).error.startswith(str(missing))
+
+
+@pytest.mark.gcs
+def test_prompts_may_come_from_a_bucket(program: Call, tmp_path: Path, gcs: FakeGCS) -> None:
+    file = prompts_file(tmp_path, 30)
+    gcs.put("theirs/mine.jsonl", file.read_bytes())
+    ended = program("run", "--dry-run", *local(file), "--prompts", "gs://bucket/theirs/mine.jsonl")
+    assert ended.code == 0, ended.err
+    assert plan(ended.out)["generate_pairs"][0] == "todo"
+
+
+def test_a_file_whose_path_looks_like_a_key_is_given_with_a_dot_before_it(
+    program: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    file = prompts_file(tmp_path, 30).rename("mine/0123456789abcdef")
+    ended = program("run", "--dry-run", *local(file), "--prompts", "./mine/0123456789abcdef")
+    assert ended.code == 0, ended.err
 
 
 # The data folder.
@@ -234,6 +265,23 @@ def test_the_judges_price_is_in_the_expected_cost(program: Call, tmp_path: Path)
     assert rows["expected"] == ["cost:", "2.03", "USD"]
 
 
+@pytest.mark.gcs
+def test_a_plan_looks_no_further_than_the_run_would_go(
+    program: Call, tmp_path: Path, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask the registry for the image wants credentials, and there are none."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none"))
+    file = prompts_file(tmp_path, 30)
+    values = ("kind=gke", "bucket=gs://bucket/runs", "gke.registry=us-docker.pkg.dev/project/repository")
+    settings = ["--settings", str(empty_settings(tmp_path)), *local(file)]
+    dry = ["run", "--dry-run", *settings, *(part for value in values for part in ("--set", f"place.{value}"))]
+    bucket = Workshop(open_store("gs://bucket/runs"), tmp_path / "work")
+    prompts(bucket, [file], PromptsSettings(paths=[str(file)]))
+    give(bucket, tmp_path / "start")
+    assert "no Google Cloud credentials" in program(*dry).error
+    assert plan(program(*dry, "--until", "sft").out)["sft"] == ["cached"]
+
+
 def test_a_judge_without_a_price_is_named_beside_the_cost(program: Call, tmp_path: Path) -> None:
     settings = ["--set", "judge.model=mine", "--settings", str(empty_settings(tmp_path))]
     ended = program("run", "--dry-run", *settings, *local(prompts_file(tmp_path, 50)))
@@ -267,10 +315,23 @@ def test_the_doctor_names_the_package_that_training_wants(program: Call, monkeyp
     assert "MISSING  package trl: prevents training; run `make env`" in ended.out.splitlines()
 
 
+@pytest.mark.parametrize("kind", ["gke", "modal"])
+def test_the_doctor_misses_no_package_that_only_trains_where_training_is_elsewhere(
+    program: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As in the worker's image."""
+    monkeypatch.setattr(
+        "flows.doctor.importlib.util.find_spec", lambda name: name not in ("torch", "trl", "peft") or None
+    )
+    monkeypatch.setattr("flows.doctor._cluster", lambda settings: [])
+    lines = program("doctor", *local(prompts_file(tmp_path, 5)), "--set", f"place.kind={kind}").out.splitlines()
+    assert [line for line in lines if "package" in line] == ["ok       package prefect", "ok       package openai"]
+
+
 def test_the_doctor_finds_nothing_wrong_where_all_answers(
     program: Call, tmp_path: Path, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.doctor._packages", list)
+    monkeypatch.setattr("flows.doctor._packages", lambda training: [])
     replicas = f"{fake.url},{fake.url.replace('127.0.0.1', 'localhost')}"
     urls = ["--set", f"place.serve_url={replicas}", "--set", f"place.judge_url={fake.url}", "--set", "judge.model=fake"]
     ended = program("doctor", *local(prompts_file(tmp_path, 5)), *urls)

@@ -14,8 +14,10 @@ from nothing_gpt.artifacts import Artifact, Stage, Workshop, lease
 from nothing_gpt.config import Settings
 from nothing_gpt.dpo.gate import Decision, Reason
 from nothing_gpt.errors import FatalError
+from nothing_gpt.given import give
 from nothing_gpt.serve.registry import KEY, Registry, promoted, read_registry, swap
 from nothing_gpt.store import FolderStore
+from tests.fake_vllm import save_adapter
 from tests.flows.conftest import Call
 
 # The report.
@@ -225,6 +227,28 @@ def test_what_a_run_needs_that_waits_for_a_person_is_kept(
     work.store.write("runs/waiting/flow-run.json", json.dumps(waiting).encode())
     listed = [line.partition(" MB  ")[2] for line in program("prune", answer="n\n").out.splitlines()]
     assert (rubbish[0] not in listed) is kept
+
+
+def test_what_a_person_gave_is_kept_and_an_adapter_that_was_made_here_is_not(
+    program: Call, work: Workshop, rubbish: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": [{"role": "user", "content": "[ANNA] Well?"}]}\n')
+    given = [give(work, path).key for path in (file, save_adapter(tmp_path / "mine", 0.25))]
+    base = make(work, "base", {"config.json": "a tiny one"})
+    made = make(work, "sft", {"adapter_config.json": {}}, {"base": base})
+    listed = {line.partition(" MB  ")[2] for line in program("prune", answer="n\n").out.splitlines()}
+    assert {made.key, base.key} <= listed
+    assert listed.isdisjoint(given)
+
+
+def test_what_is_no_artifact_is_not_listed_whatever_its_name(program: Call, work: Workshop, rubbish: list[str]) -> None:
+    """Beside the store in a bucket, or in an artifact that is kept."""
+    candidate = read_registry(work.store).versions[-1].artifact
+    for folder in ("website", "models/mine", f"{candidate}/tracking/wandb"):
+        work.store.write(f"{folder}/manifest.json", b"{}")
+    listed = [line.partition(" MB  ")[2] for line in program("prune", answer="n\n").out.splitlines()]
+    assert listed[: len(rubbish)] == rubbish
 
 
 def test_a_record_of_a_run_that_waited_goes_on_where_it_was(work: Workshop) -> None:

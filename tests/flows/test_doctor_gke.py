@@ -310,7 +310,7 @@ def doctor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Call:  # fmt: skip
     """The program's command, where nothing is missing."""
-    monkeypatch.setattr("flows.doctor._packages", list)
+    monkeypatch.setattr("flows.doctor._packages", lambda training: [])
     values = {
         "place.serve_url": fake.url,
         "place.judge_url": fake.url,
@@ -354,7 +354,7 @@ def test_a_judge_whose_address_is_none_is_one_line(doctor: Call) -> None:
 def test_the_place_s_own_settings_untouched_are_checked_line_by_line(
     program: Call, cluster_api: Contents, gcs: FakeGCS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.doctor._packages", list)
+    monkeypatch.setattr("flows.doctor._packages", lambda training: [])
     nowhere = [part for name in ("serve", "judge") for part in ("--set", f"place.{name}_url=http://127.0.0.1:1/v1")]
     lines = program("doctor", "--place", "gke", *nowhere).out
     for what in ("bucket gs://nothing-gpt-data", "image: none", "service account nothing-gpt-train", "vLLM", "judge"):

@@ -43,7 +43,7 @@ def test_an_image_is_built_once_and_its_digest_is_all_that_is_printed(
 
 def test_the_training_image_is_the_one_that_a_run_takes(google: FakeGoogle, cloud: Call) -> None:
     printed = cloud("image", "train").out.strip()
-    assert image.image(GKESettings(registry=REGISTRY), "gs://bucket/runs") == printed
+    assert image.found(GKESettings(registry=REGISTRY)) == printed
     assert len(google.submitted) == 1
 
 

@@ -47,8 +47,9 @@ def test_a_cancelled_job_is_gone(program: Call, cluster: FakeApi) -> None:
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("command", ["logs", "cancel"])
-def test_a_job_that_is_not_there_is_named(program: Call, command: str) -> None:
-    assert program("jobs", command, "train-b").error.startswith("no Job train-b in namespace nothing-gpt; `nothing-gpt")
+@pytest.mark.parametrize("name", ["train-b", "", "../pods/train-a-x", "train-a?x"])
+def test_a_job_that_is_not_there_is_named(program: Call, command: str, name: str) -> None:
+    assert program("jobs", command, name).error.startswith(f"no Job {name} in namespace nothing-gpt; `nothing-gpt jobs")
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_line(

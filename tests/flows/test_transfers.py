@@ -59,6 +59,9 @@ def test_a_persons_own_prompts_are_pushed_and_what_is_none_is_refused(
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_without_a_bucket_there_is_nothing_to_move(program: Call, made: Artifact, command: str) -> None:
     assert program(command, made.key).error.startswith("place.bucket: not set; give gs://BUCKET/PREFIX")
+    folder = program(command, made.key, "--set", "place.bucket=my-bucket").error
+    assert folder.startswith("place.bucket: my-bucket is no bucket; give gs://BUCKET/PREFIX")
+    assert not Path("my-bucket").exists()
 
 
 @pytest.mark.gcs

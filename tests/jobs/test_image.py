@@ -64,7 +64,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def find(checkout: Path) -> functools.partial[str]:
-    return functools.partial(images.image, SETTINGS, PLACE, Anyone(), checkout)
+    return functools.partial(images.ensure, "train", REGISTRY, PLACE, Anyone(), checkout)
 
 
 def tag(checkout: Path) -> str:
@@ -122,12 +122,9 @@ class TestContent:
 
 
 class TestFinding:
-    def test_a_named_image_is_taken_as_it_is(self, google: FakeGoogle) -> None:
-        assert images.image(GKESettings(image="mine@sha256:1"), PLACE) == "mine@sha256:1"
-
     def test_without_image_and_registry_it_says_what_to_set(self) -> None:
         with pytest.raises(FatalError, match=r"^place\.gke\.registry is not set"):
-            images.image(GKESettings(), PLACE)
+            images.found(GKESettings())
 
     @pytest.mark.parametrize("registry", ["images", "docker.io/me/images", f"{REGISTRY}/train", f"{REGISTRY}:latest"])
     def test_the_settings_refuse_an_address_that_is_no_repository(self, registry: str) -> None:
@@ -146,6 +143,8 @@ class TestFinding:
         assert google.submitted == []
         google.images[f"{REGISTRY}/train:{tag(checkout)}"] = "sha256:" + "a" * 64
         assert images.found(SETTINGS, Anyone(), checkout) == f"{REGISTRY}/train@sha256:{'a' * 64}"
+
+    def test_a_named_image_is_taken_as_it_is(self, google: FakeGoogle) -> None:
         assert images.found(GKESettings(image="mine@sha256:1")) == "mine@sha256:1"
 
     def test_a_server_that_is_overloaded_for_a_moment_is_asked_again(
@@ -301,4 +300,4 @@ class TestRefusals:
 
         monkeypatch.setattr(images.google.auth, "default", default)
         with pytest.raises(FatalError, match="no Google Cloud credentials; run `gcloud auth"):
-            images.image(SETTINGS, PLACE, root=checkout)
+            images.found(SETTINGS, root=checkout)

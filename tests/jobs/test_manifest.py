@@ -111,12 +111,25 @@ def test_a_jobs_name_is_a_dns_label_of_what_it_makes_and_where() -> None:
         ("a: [", "not YAML"),
         ("kind: ConfigMap", "not a Job with a container named train"),
         ("spec: {template: {spec: {containers: [{name: other}]}}}", "not a Job with a container named train"),
+        ("spec: {template: {spec: {containers: [{name: train}]}}}\nmetadata: mine", "not a Job with a container named"),
+        ("\udcff", "not YAML"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Any, text: str | None, complaint: str) -> None:
     path = tmp_path / "job.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(FatalError, match=complaint) as caught:
         manifest(GKESettings(manifest=str(path)), FINGERPRINT, STORE, IMAGE)
     assert str(path) in str(caught.value)
+
+
+def test_what_a_manifest_leaves_empty_is_filled_in(tmp_path: Any) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "metadata: {labels: , annotations: }\nspec: {template: {metadata: , spec: {containers: [{name: train}]}}}"
+    )
+    job = manifest(GKESettings(manifest=str(path)), FINGERPRINT, STORE, IMAGE)
+    assert job["metadata"]["labels"] == job["spec"]["template"]["metadata"]["labels"]
+    assert job["metadata"]["labels"]["nothing-gpt/fingerprint"] == FINGERPRINT
+    assert job["metadata"]["annotations"] == {"nothing-gpt/store": STORE}

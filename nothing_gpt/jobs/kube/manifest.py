@@ -25,25 +25,25 @@ def manifest(settings: GKESettings, fingerprint: str, store: str, image: str) ->
     Raises FatalError: there is no such file, or no Job in it whose container we know.
     """
     try:
-        job = yaml.safe_load(Path(settings.manifest).read_text())
+        job = yaml.safe_load(Path(settings.manifest).read_bytes())
     except OSError as error:
         raise FatalError(f"{settings.manifest}: {error.strerror}; see place.gke.manifest") from None
     except yaml.YAMLError as error:
         raise FatalError(f"{settings.manifest}: not YAML ({' '.join(str(error).split())})") from None
-    try:
-        template = job["spec"]["template"]
-        container = next(one for one in template["spec"]["containers"] if one["name"] == CONTAINER)
-        metadata = job["metadata"]
-    except (KeyError, TypeError, StopIteration):
-        raise FatalError(f"{settings.manifest}: not a Job with a container named {CONTAINER}") from None
     labels = LABELS | {FINGERPRINT: fingerprint}
+    try:
+        metadata, spec = job["metadata"], job["spec"]
+        template = spec["template"]
+        container = next(one for one in template["spec"]["containers"] if one["name"] == CONTAINER)
+        template["metadata"] = template.get("metadata") or {}
+        for described in (metadata, template["metadata"]):
+            described["labels"] = (described.get("labels") or {}) | labels
+        metadata["annotations"] = (metadata.get("annotations") or {}) | {STORE: store}
+    except (KeyError, TypeError, AttributeError, StopIteration):
+        raise FatalError(f"{settings.manifest}: not a Job with a container named {CONTAINER}") from None
     metadata["name"] = job_name(fingerprint, store)
     metadata["namespace"] = settings.namespace
-    metadata["labels"] = metadata.get("labels", {}) | labels
-    metadata["annotations"] = metadata.get("annotations", {}) | {STORE: store}
-    pods = template.setdefault("metadata", {})
-    pods["labels"] = pods.get("labels", {}) | labels
-    job["spec"]["activeDeadlineSeconds"] = round(settings.running_hours * 3600)
+    spec["activeDeadlineSeconds"] = round(settings.running_hours * 3600)
     container["image"] = image
     container["args"] = ["--store", store, "--job", fingerprint]
     return job
