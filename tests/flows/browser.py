@@ -110,6 +110,19 @@ class Person:
             self.page.reload()
         raise AssertionError(f"{text} never came")
 
+    def reads_artifact(self, name: str, text: str) -> None:
+        """One of the run's artifacts of this name says this. The tab shows the older ones too, in any order."""
+        run = self.page.url
+        for attempt in range(PATIENCE_MS // RELOAD_MS):
+            self.page.goto(run)
+            self.sees("Artifacts", name)
+            found = self.page.get_by_text(name, exact=True)
+            found.nth(attempt % found.count()).click()
+            with suppress(TimeoutError):
+                self.page.get_by_text(text).first.wait_for(timeout=RELOAD_MS)
+                return
+        raise AssertionError(f"no {name} says {text}")
+
     # Anywhere.
 
     def press(self, name: str) -> None:

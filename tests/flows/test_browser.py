@@ -81,8 +81,7 @@ def test_she_fills_in_the_form_follows_the_run_approves_and_reads_the_report(
     ada.fill(ada.field("Reason"), "funnier")
     ada.press("Submit")
     ada.sees_state("Completed")
-    ada.sees("Artifacts", "dpo-report").click()
-    ada.reads("✅ Promoted")
+    ada.reads_artifact("dpo-report", "✅ Promoted")
 
     (run,) = (found for found in client.read_flow_runs() if found.name == name)
     given = {name: run.parameters[name] for name in GROUPS}
