@@ -17,6 +17,7 @@ from flows.server import prefect_server
 from nothing_gpt.artifacts import Workshop
 from nothing_gpt.config import Settings
 from nothing_gpt.store import open_store
+from tests.flows.fakes import Engines, engines
 
 if TYPE_CHECKING:
     from tests.flows.ui import UI  # imports Prefect, which must not be there before its server is
@@ -95,6 +96,13 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture
+def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
+    """The place of a run whose engines are fakes."""
+    with engines(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

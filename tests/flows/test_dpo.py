@@ -5,10 +5,9 @@ what is not, and how it ends. The engines are fakes (see `fakes.py`); on real on
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,18 +30,12 @@ from tasks.train import train
 from tests.chain.processes import Command
 from tests.fake_endpoint import Answer, fails
 from tests.flows.conftest import Call, Ended, new_database
-from tests.flows.fakes import Engines, Trainer, engines
+from tests.flows.fakes import Engines, Trainer
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
 pytest.importorskip("torch")
 
 CACHED = ("prompts", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate")
-
-
-@pytest.fixture
-def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
-    with engines(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -42,12 +42,6 @@ class Learns(Trainer):
 
 
 @pytest.fixture
-def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
-    with engines(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Learns()
     monkeypatch.setattr(Place, "run", staticmethod(trainer))

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -10,7 +9,6 @@ from prefect.client.schemas.responses import DeploymentResponse
 
 from flows.provision import LIMITS, provision
 from tests.flows.deployed import FILE, Workers, faked, tell
-from tests.flows.fakes import Engines, engines
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +49,3 @@ def workers(fakes: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield workers
     for worker in workers.running:
         worker.stop()
-
-
-@pytest.fixture
-def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
-    with engines(tmp_path) as running:
-        yield running
