@@ -18,7 +18,7 @@ import openai
 from pydantic import SecretStr
 
 from nothing_gpt.config import EndpointSettings, Price
-from nothing_gpt.errors import BadRowError, FatalError, TransientError
+from nothing_gpt.errors import BadRowError, FatalError, SpendingLimitError, TransientError
 from nothing_gpt.progress import say
 from nothing_gpt.records import Message
 from nothing_gpt.replicas import Replica, Replicas, addresses
@@ -283,7 +283,7 @@ class Endpoint:
         what is in flight may cost less than it can.
 
         Raises:
-            FatalError: the request might exceed the spending limit.
+            SpendingLimitError: the request might exceed the spending limit.
         """
         waits = self._exceeds(usd)
         if waits:  # not in flight: its place is free for one that is tried again, and no other job is begun
@@ -293,7 +293,7 @@ class Endpoint:
         try:
             while self._exceeds(usd):
                 if not self._reservations:
-                    raise FatalError(
+                    raise SpendingLimitError(
                         f"{self._group}.max_cost_usd: {self._most_usd} would be exceeded after "
                         f"{self.meter.calls + self.meter.kept} calls; the answers so far are kept; raise the limit and "
                         "run again"
