@@ -1,7 +1,6 @@
 """Shards: whoever works on them, the stage's result is that of one worker, and the whole's limits are kept."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from nothing_gpt.endpoint import AHEAD, Service
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.records import write_jsonl
 from nothing_gpt.replies import Meter
-from nothing_gpt.shards import LEAST_ROWS, MOST_SHARDS, Shard, shards, share_of
+from nothing_gpt.shards import LEAST_ROWS, MOST_SHARDS, Shard, shards
 from nothing_gpt.store import open_store
 from tests.fake_endpoint import Answer, FakeEndpoint, Request, fails, last, says
 from tests.samples import prompts
+from tests.workers import Workers, nowhere, timeless
 
 pytestmark = pytest.mark.usefixtures("hasty", "small_shards")
-ROWS, SIZE, WORKERS = 40, 8, 4
+ROWS, SIZE = 40, 8
 SETTINGS = SamplingSettings(concurrency=12)
 
 
@@ -46,27 +46,8 @@ def alone(tmp_path: Path) -> Workshop:
     return Workshop(open_store(str(tmp_path / "alone")), tmp_path / "alone-work")
 
 
-class Workers:
-    """Several workers, each with a store and a workshop opened anew; they remember what they were given."""
-
-    def __init__(self, given: Artifact, settings: SamplingSettings, service: Service):
-        self.given, self.settings, self.service = given, settings, service
-        self.spread: list[Shard] = []
-
-    def __call__(self, due: Sequence[Shard]) -> Sequence[Mapping[str, Meter]]:
-        self.spread += due
-
-        def work(shard: Shard) -> Mapping[str, Meter]:
-            workshop = Workshop(open_store(self.given.uri), Path("unused"))
-            part = share_of(self.settings, shard, WORKERS)
-            return generate_shard(workshop, self.given, part, self.service, shard)
-
-        with ThreadPoolExecutor(WORKERS) as threads:
-            return [*threads.map(work, due)]
-
-
-def nowhere(due: Sequence[Shard]) -> Sequence[Mapping[str, Meter]]:
-    raise AssertionError("spread although nothing is missing, or all of it is one shard")
+def workers(given: Artifact, settings: SamplingSettings, service: Service) -> Workers:
+    return Workers(generate_shard, given, settings, service)
 
 
 def made(workshop: Workshop, artifact: Artifact) -> tuple[bytes, bytes]:
@@ -84,10 +65,6 @@ def some_fail(*numbers: int) -> Any:
     return answer
 
 
-def sums_up(spent: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spent.items() if not name.startswith("latency")}
-
-
 @pytest.mark.parametrize("rows", [1, LEAST_ROWS, LEAST_ROWS + 1, 10_000, 65_536, 65_537, 1_000_000])
 def test_shards_hold_every_row_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(module, "LEAST_ROWS", LEAST_ROWS)
@@ -102,16 +79,16 @@ def test_a_stage_in_shards_makes_the_same_bytes_as_one_worker(
 ) -> None:
     settings = SETTINGS.model_copy(update={"max_failed_share": 0.1})
     fake.answer = some_fail(3, 17, 18)
-    workers = Workers(given, settings, service)
-    spread = generate_pairs(workshop, given, settings, service, workers)
-    assert workers.spread == shards(ROWS)
+    four = workers(given, settings, service)
+    in_shards = generate_pairs(workshop, given, settings, service, four)
+    assert four.spread == shards(ROWS)
     whole = generate_pairs(alone, given_in(alone, tmp_path), settings, service)
-    assert made(workshop, spread) == made(alone, whole)
-    assert sums_up(workshop.counts(spread)["usage"]) == sums_up(alone.counts(whole)["usage"])
+    assert made(workshop, in_shards) == made(alone, whole)
+    assert timeless(workshop.counts(in_shards)["usage"]) == timeless(alone.counts(whole)["usage"])
 
 
 def test_no_row_is_asked_for_twice(workshop: Workshop, given: Artifact, fake: FakeEndpoint, service: Service) -> None:
-    generate_pairs(workshop, given, SETTINGS, service, Workers(given, SETTINGS, service))
+    generate_pairs(workshop, given, SETTINGS, service, workers(given, SETTINGS, service))
     assert sorted(map(last, fake.requests)) == sorted(f"scene {number}" for number in range(ROWS))
 
 
@@ -119,7 +96,7 @@ def test_the_workers_keep_the_whole_window(
     workshop: Workshop, given: Artifact, fake: FakeEndpoint, service: Service
 ) -> None:
     fake.answer = some_fail()
-    generate_pairs(workshop, given, SETTINGS, service, Workers(given, SETTINGS, service))
+    generate_pairs(workshop, given, SETTINGS, service, workers(given, SETTINGS, service))
     assert fake.most_in_flight <= int(AHEAD * SETTINGS.concurrency)
 
 
@@ -135,32 +112,32 @@ def test_only_shards_that_lack_something_are_worked_on(
 ) -> None:
     first, *others = shards(ROWS)
     generate_shard(workshop, given, SETTINGS, service, first)
-    workers = Workers(given, SETTINGS, service)
-    generate_pairs(workshop, given, SETTINGS, service, workers)
-    assert workers.spread == others
+    four = workers(given, SETTINGS, service)
+    generate_pairs(workshop, given, SETTINGS, service, four)
+    assert four.spread == others
     assert len(fake.requests) == ROWS
 
 
 def test_what_a_lost_worker_left_is_asked_for_by_the_stage(
     workshop: Workshop, given: Artifact, fake: FakeEndpoint, service: Service
 ) -> None:
-    workers = Workers(given, SETTINGS, service)
-    made = generate_pairs(workshop, given, SETTINGS, service, lambda due: workers(due[:2]))
+    four = workers(given, SETTINGS, service)
+    made = generate_pairs(workshop, given, SETTINGS, service, lambda due: four(due[:2]))
     assert workshop.counts(made)["rows"] == len(fake.requests) == ROWS
 
 
 def test_a_shard_that_fails_fails_the_stage_and_what_was_answered_is_kept(
     workshop: Workshop, given: Artifact, fake: FakeEndpoint, service: Service
 ) -> None:
-    workers = Workers(given, SETTINGS, service)
+    four = workers(given, SETTINGS, service)
 
     def breaks_down(due: Sequence[Shard]) -> Sequence[Mapping[str, Meter]]:
-        workers(due[:2])
+        four(due[:2])
         raise TransientError("the worker of shard 2 was lost")
 
     with pytest.raises(TransientError, match="shard 2"):
         generate_pairs(workshop, given, SETTINGS, service, breaks_down)
-    generate_pairs(workshop, given, SETTINGS, service, workers)
+    generate_pairs(workshop, given, SETTINGS, service, four)
     assert len(fake.requests) == ROWS
 
 
@@ -170,11 +147,11 @@ def test_too_many_failed_rows_are_counted_over_all_shards(
     """Two are too many of a shard's eight rows and not of all forty; three are, in three shards."""
     settings = SETTINGS.model_copy(update={"max_failed_share": 0.05})
     fake.answer = some_fail(0, 1)
-    generate_pairs(workshop, given, settings, service, Workers(given, settings, service))
+    generate_pairs(workshop, given, settings, service, workers(given, settings, service))
     settings = settings.model_copy(update={"seed": 1})
     fake.answer = some_fail(0, 8, 16)
     with pytest.raises(FatalError, match=f"generate: 3 of {ROWS} rows failed"):
-        generate_pairs(workshop, given, settings, service, Workers(given, settings, service))
+        generate_pairs(workshop, given, settings, service, workers(given, settings, service))
 
 
 def test_the_spending_limit_is_the_wholes(
@@ -186,9 +163,9 @@ def test_the_spending_limit_is_the_wholes(
     priced = {"prices": {"fake": Price(input=0, output=1)}}
     settings = SETTINGS.model_copy(update={"max_cost_usd": 21.5 * reply, **priced})
     with pytest.raises(FatalError, match="max_cost_usd"):
-        generate_pairs(workshop, given, settings, service, Workers(given, settings, service))
+        generate_pairs(workshop, given, settings, service, workers(given, settings, service))
     assert len(fake.requests) == 21
     enough = SETTINGS.model_copy(update={"max_cost_usd": 40.5 * reply, **priced})
-    made = generate_pairs(workshop, given, enough, service, Workers(given, enough, service))
+    made = generate_pairs(workshop, given, enough, service, workers(given, enough, service))
     assert workshop.counts(made)["usage"]["kept"] == 21
     assert len(fake.requests) == ROWS
