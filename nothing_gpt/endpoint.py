@@ -55,12 +55,14 @@ Job = TypeVar("Job")
 class Service:
     """Something that answers, not yet opened: `connect` gives its address (its replicas', with commas between) and may
     start it, so that nothing is started where nothing is to be asked. `identity` says what answers, whatever its
-    addresses, their number or the name it goes by."""
+    addresses, their number or the name it goes by. `permit` is awaited before each request that is sent: it keeps a
+    rate that others share, and raises what `Endpoint.chat` does."""
 
     connect: Callable[[], str]
     model: str
     identity: str
     api_key: SecretStr | None = None
+    permit: Callable[[], Awaitable[None]] | None = None
 
     def open(self) -> tuple[list[str], str]:
         """The addresses and the key to send. Raises FatalError for no address, or a key that can be none."""
@@ -115,6 +117,7 @@ class Endpoint:
         self.meter = meter or Meter(price)
         self._share = int(AHEAD * settings.concurrency)
         self.window = Window(self._share * len(urls))
+        self._permit = service.permit
         self._group = group
         self._most_usd = settings.max_cost_usd if settings.max_cost_usd is not None else math.inf
         self._reserved_usd = 0.0
@@ -222,6 +225,8 @@ class Endpoint:
             await self._pause(wait)
         if self._failure:
             raise self._failure
+        if self._permit:
+            await self._permit()
         try:
             async with self.replicas.one() as replica:
                 return await self._ask_at(replica, request, sequences)

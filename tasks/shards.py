@@ -28,6 +28,7 @@ from nothing_gpt.replies import Meter
 from nothing_gpt.shards import Shard, Spread, share_of
 from nothing_gpt.workshops import open_workshop
 from tasks.credentials import place_credentials
+from tasks.limits import permit
 from tasks.place import Place
 from tasks.secrets import secrets_from_blocks
 from tasks.shown import progress_shown
@@ -41,16 +42,19 @@ Work = Callable[[Workshop, Artifact, Any, Service, Shard], Mapping[str, Meter]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a service is reached from another machine: its addresses, and which variable holds its key, if it has one."""
+    """How a service is reached from another machine: its addresses, the variable that holds its key, if it has one, and
+    the limit that keeps its rate, if one does."""
 
     urls: str
     model: str
     identity: str
     key: str | None
+    limit: str | None
 
     def service(self) -> Service:
         """Raises FatalError where this machine lacks the key."""
-        return Service(lambda: self.urls, self.model, self.identity, self._secret() if self.key else None)
+        secret = self._secret() if self.key else None
+        return Service(lambda: self.urls, self.model, self.identity, secret, permit(self.limit) if self.limit else None)
 
     def _secret(self) -> SecretStr:
         environment = Environment()
@@ -100,7 +104,8 @@ def spread(
 
     def run(due: Sequence[Shard]) -> list[Mapping[str, Meter]]:
         workers = min(most, len(due))
-        recipe = Recipe(service.connect(), service.model, service.identity, key if service.api_key else None)
+        limit = scale.judge_limit if service.permit else None
+        recipe = Recipe(service.connect(), service.model, service.identity, key if service.api_key else None, limit)
         seen_by_all = place.settings.place.model_copy(update={"data": str(Path(place.settings.place.data).absolute())})
         orders = [Order(work, seen_by_all, given, share_of(settings, one, workers), recipe, one) for one in due]
         with _running(scale, workers) as runner:

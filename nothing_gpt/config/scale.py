@@ -28,3 +28,8 @@ class ScaleSettings(Group):
         le=64,
         description="Shards at once, each of at least 1,024 rows; they divide concurrency among them. 1: no shards.",
     )
+    judge_limit: str | None = Field(
+        default=None,
+        description="Prefect's global concurrency limit, with a slot decay, of which each call of your judge takes a "
+        "slot, whichever worker makes it; empty: the judge's answers alone slow its calls down.",
+    )
