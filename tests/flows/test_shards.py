@@ -36,8 +36,8 @@ WINDOW = int(AHEAD * (CONCURRENCY // NODES)) // COMPLETIONS
 
 @pytest.fixture
 def place(tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
-    """34 prompts to sample, in three shards."""
-    monkeypatch.setattr(shards, "LEAST_ROWS", 12)
+    """40 prompts to sample, in three shards."""
+    monkeypatch.setattr(shards, "LEAST_ROWS", 14)
     with engines(tmp_path / "place") as running:
         yield running
 
@@ -65,9 +65,8 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", ignore_cleanup_errors=True
-    ) as folder:  # its sockets' names are long
+    # No folder of pytest's: a socket's path has at most 107 characters, and Ray wants most of them.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(folder)
         try:
             yield cluster
