@@ -23,7 +23,7 @@ from nothing_gpt.preferences import JudgedSet
 from nothing_gpt.progress import Advance, progress
 from nothing_gpt.records import CompletionSet, digest
 from nothing_gpt.replies import Meter, Reply
-from nothing_gpt.shards import Shard, Spread, shards
+from nothing_gpt.shards import Shard, Spread, one_model, shards
 from nothing_gpt.store import Store
 from nothing_gpt.verdicts import RESPONSE_FORMAT, Ask, Ballot, Step, Verdict, ballots, next_step, question
 
@@ -210,7 +210,7 @@ class _Judge:
         Raises:
             FatalError: one is, and the spending limit needs a price that is not known; or as `Failures.add`.
         """
-        waiting = bytearray()
+        waiting, names = bytearray(), set[str]()
         for ballot in wanted:
             rows = [*self._rows(ballot)]
             replies = [Reply.of(row) for row in rows]
@@ -222,7 +222,8 @@ class _Judge:
                 waiting.append(not isinstance(step, Verdict))
             for row, reply in zip(rows, replies, strict=True):
                 self.meters[row.get("batch", False)].recall(reply)
-                self._answered_by = reply.model or self._answered_by
+                names |= {reply.model} - {""}
+        self._answered_by = one_model(self.service.model, names, "judge") or self._answered_by
         if any(waiting):
             price_of(self.service.model, self._settings, "judge")
         return waiting

@@ -20,7 +20,7 @@ from nothing_gpt.journal import Journal
 from nothing_gpt.progress import progress
 from nothing_gpt.records import CompletionSet, Prompt, Rows, digest
 from nothing_gpt.replies import CUT, WITHHELD, Meter, Reply
-from nothing_gpt.shards import Shard, Spread, shards
+from nothing_gpt.shards import Shard, Spread, one_model, shards
 from nothing_gpt.store import Store
 
 EXTRA_TRIES = 2
@@ -126,14 +126,15 @@ class Sampling:
             elsewhere = spread(due) if spread and (due := self._due(prompts)) else ()
             if elsewhere:
                 self._journal.refresh()
-            waiting = bytearray(len(prompts))
+            waiting, names = bytearray(len(prompts)), set[str]()
             for number, prompt in enumerate(_ids(prompts)):
                 samples = self._samples(prompt)
                 waiting[number] = len(samples.missing) > 0
                 for row in samples.replies:
                     meter.recall(Reply(row["model"], [], *row["tokens"]))
-                    if row.get("asked") == self._service.model:  # by another name it answers as another
-                        self._answered_by = row["model"] or self._answered_by
+                    if row.get("asked") == self._service.model and row["model"]:  # else it answers as another
+                        names.add(row["model"])
+            self._answered_by = one_model(self._service.model, names, "sampling") or self._answered_by
             for costs in elsewhere:
                 meter.include(costs[self._service.model])
             if any(waiting):

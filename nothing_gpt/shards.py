@@ -5,11 +5,12 @@ there and asks for what is missing still, so its result is that of one machine, 
 them is not known here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nothing_gpt.config import EndpointSettings
+from nothing_gpt.errors import FatalError
 from nothing_gpt.replies import Meter
 
 LEAST_ROWS = 1024
@@ -40,6 +41,20 @@ def shards(rows: int) -> list[Shard]:
     """All shards of so many rows. They follow from the number alone: a run that goes on meets the same ones."""
     size = max(LEAST_ROWS, -(-rows // MOST_SHARDS))
     return [Shard(number, start, min(start + size, rows), rows) for number, start in enumerate(range(0, rows, size))]
+
+
+def one_model(asked: str, names: Collection[str], group: str) -> str | None:
+    """Who answered a stage's rows; None where nobody did or nobody said. Each worker sees to it for its own rows.
+
+    Raises:
+        FatalError: several did, as workers who began at the same time met several.
+    """
+    if len(names) > 1:
+        raise FatalError(
+            f"{group}.model: {asked} was answered by {' and by '.join(sorted(names))}, to different workers; set it to "
+            "one of these, and run again"
+        )
+    return next(iter(names), None)
 
 
 def share_of(settings: Settings, shard: Shard, workers: int) -> Settings:

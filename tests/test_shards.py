@@ -169,3 +169,16 @@ def test_the_spending_limit_is_the_wholes(
     made = generate_pairs(workshop, given, enough, service, workers(given, enough, service))
     assert workshop.counts(made)["usage"]["kept"] == 21
     assert len(fake.requests) == ROWS
+
+
+def test_workers_who_met_different_models_are_told_apart(
+    workshop: Workshop, given: Artifact, fake: FakeEndpoint, service: Service
+) -> None:
+    """As while a provider replaces one by the next: a worker keeps to the first it met."""
+    first = {f"scene {number}" for number in range(SIZE)}
+    fake.answer = lambda request: says(
+        *[f"{last(request)} {i}" for i in range(3)], model="fake-1" if last(request) in first else "fake-2"
+    )
+    for _ in range(2):
+        with pytest.raises(FatalError, match="answered by fake-1 and by fake-2"):
+            generate_pairs(workshop, given, SETTINGS, service, workers(given, SETTINGS, service))
