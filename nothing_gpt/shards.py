@@ -16,7 +16,7 @@ from nothing_gpt.replies import Meter
 LEAST_ROWS = 1024
 MOST_SHARDS = 64
 
-Settings = TypeVar("Settings", bound=EndpointSettings)
+Asking = TypeVar("Asking", bound=EndpointSettings)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def one_model(asked: str, names: Collection[str], group: str) -> str | None:
     return next(iter(names), None)
 
 
-def share_of(settings: Settings, shard: Shard, workers: int) -> Settings:
+def share_of(settings: Asking, shard: Shard, workers: int) -> Asking:
     """The settings for a shard that is one of so many at once: its part of the window, and of what may be spent its
     rows' part, so that all of them keep the whole's limits. What failed rows are borne counts for all rows together."""
     most = settings.max_cost_usd

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.config import Environment, PlaceSettings, ScaleSettings
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import progress
 from nothing_gpt.replies import Meter
 from nothing_gpt.shards import Shard, Spread, share_of
@@ -129,23 +129,21 @@ def _all(runner: TaskRunner[Any], orders: Sequence[Order], workers: int, label: 
             order = running.pop(future)
             future.wait()
             result = future.state.result(raise_on_failure=False)
-            if isinstance(result, BaseException):
-                failed = failed or _explained(result, label, order.shard)
-            else:
+            if future.state.is_completed():
                 costs.append(result)
                 advance(len(order.shard))
+            elif future.state.is_crashed():
+                failed = failed or _lost(f"{label}, shard {order.shard.number}", result)
+            else:
+                failed = failed or result
     if failed:
         raise failed
     return costs
 
 
-def _explained(error: BaseException, label: str, lost: Shard) -> BaseException:
-    if isinstance(error, NothingGPTError):
-        return error
-    return TransientError(
-        f"{label}: the worker of shard {lost.number} was lost ({' '.join(str(error).split())[:300]}); what was "
-        "answered is kept; run again"
-    )
+def _lost(shard: str, error: object) -> TransientError:
+    why = " ".join(str(error).split())[:300]
+    return TransientError(f"{shard}: its worker was lost ({why}); what was answered is kept; run again")
 
 
 @contextmanager

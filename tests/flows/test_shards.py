@@ -24,7 +24,7 @@ from nothing_gpt import shards
 from nothing_gpt.config import Settings
 from nothing_gpt.endpoint import AHEAD
 from nothing_gpt.processes import free_port
-from tests.fake_endpoint import Answer, Request
+from tests.fake_endpoint import Answer, Request, fails
 from tests.flows.deployed import eventually, kept, repeated
 from tests.flows.fakes import Engines, engines
 
@@ -109,6 +109,14 @@ def test_threads_make_the_same_bytes_as_one_worker(place: Engines, tmp_path: Pat
     assert eventually(lambda: shard_runs(ended) == 2 * NODES)
     assert made(place) == made_by_one_worker(tmp_path / "alone")
     assert repeated(place) == 0
+
+
+@pytest.mark.prefect
+def test_a_shards_error_is_the_runs(place: Engines) -> None:
+    place.judge.answer = lambda request: fails(401)
+    ended = flow(place, workers=NODES)
+    assert ended.is_failed()
+    assert "the key is refused" in str(ended.result(raise_on_failure=False))
 
 
 @pytest.mark.prefect
