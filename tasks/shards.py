@@ -36,6 +36,9 @@ from tasks.shown import progress_shown
 SERVE_KEY, JUDGE_KEY = "SERVE_API_KEY", "OPENAI_API_KEY"
 """The variables that hold the key of the adapters' endpoint and the judge's."""
 
+REACHED_S = 10.0
+"""Seconds in which a Ray cluster takes a connection."""
+
 Work = Callable[[Workshop, Artifact, Any, Service, Shard], Mapping[str, Meter]]
 """A stage's function for one shard, of a module: it goes to other machines by its name."""
 
@@ -159,10 +162,13 @@ def _running(scale: ScaleSettings, workers: int) -> Iterator[TaskRunner[Any]]:
         raise FatalError(f"scale.runner: ray needs the package {error.name}; pip install 'nothing-gpt[ray]'") from None
     runner = RayTaskRunner(scale.address)
     try:
+        if scale.address:  # Ray itself would knock for minutes
+            host, _, port = scale.address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), REACHED_S).close()
         runner.__enter__()
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = scale.address or "this machine"
-        raise FatalError(f"scale.address: no Ray cluster at {where} ({' '.join(str(error).split())[:200]})") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        where, why = scale.address or "this machine", " ".join(str(error).split())[:200]
+        raise FatalError(f"scale.address: no Ray cluster at {where} ({why}); start it, and run again") from None
     try:
         yield runner
     finally:

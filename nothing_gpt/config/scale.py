@@ -19,6 +19,7 @@ class ScaleSettings(Group):
     )
     address: str | None = Field(
         default=None,
+        pattern=r"^(ray://)?[^:/]+:\d+$",
         description="ray: the cluster, HOST:PORT from one of its machines or ray://HOST:10001 from outside; empty: "
         "one that is made on this machine for the stage.",
     )

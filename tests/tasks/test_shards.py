@@ -14,6 +14,7 @@ from nothing_gpt.config import PlaceSettings, SamplingSettings, ScaleSettings, S
 from nothing_gpt.dpo.generate_pairs import generate_shard
 from nothing_gpt.endpoint import Service
 from nothing_gpt.errors import FatalError
+from nothing_gpt.processes import free_port
 from nothing_gpt.shards import Shard, Spread, shards
 from tasks import shards as module
 from tasks.place import LocalPlace
@@ -93,6 +94,15 @@ def test_a_worker_that_sees_another_store_says_so(tmp_path: Path) -> None:
     order = Order(generate_shard, place, GIVEN, SamplingSettings(), recipe, Shard(0, 0, 1024, ROWS))
     with pytest.raises(FatalError, match="not there on the worker"):
         shard.fn(order)
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
+    pytest.importorskip("prefect_ray")
+    address = f"127.0.0.1:{free_port()}"
+    run = spread_on(ScaleSettings(runner="ray", address=address, workers=2))
+    assert run
+    with pytest.raises(FatalError, match=f"scale.address: no Ray cluster at {address}"):
+        run(shards(ROWS))
 
 
 def test_a_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
