@@ -45,11 +45,11 @@ def place(tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch) -> Ite
 class Cluster:
     """Three nodes of Ray, each a process with one CPU."""
 
-    def __init__(self, folder: str):
+    def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        head = {"include_dashboard": False, "temp_dir": folder, "port": free_port()}
+        head = {"include_dashboard": False, "gcs_server_port": free_port()}
         self._cluster = Cluster(initialize_head=True, head_node_args=node | head)
         self._others = [self._cluster.add_node(**node) for _ in range(NODES - 1)]
         self.address = self._cluster.address
@@ -67,7 +67,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # No folder of pytest's: a socket's path has at most 107 characters, and Ray wants most of them.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(folder)
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        cluster = Cluster()
         try:
             yield cluster
         finally:
