@@ -21,6 +21,7 @@ from nothing_gpt.config import (
     PlaceSettings,
     PromptsSettings,
     SamplingSettings,
+    ScaleSettings,
     Settings,
     TrainingSettings,
 )
@@ -87,6 +88,7 @@ def dpo_pipeline(
     training: TrainingSettings = TrainingSettings(),
     gate: GateSettings = GateSettings(),
     place: PlaceSettings = PlaceSettings(),
+    scale: ScaleSettings = ScaleSettings(),
     overrides: list[str] = [],  # noqa: B006 (Prefect's form wants a list; nothing changes it)
     until: StageName = "promote",
     refresh: list[StageName] = [],  # noqa: B006
@@ -106,6 +108,7 @@ def dpo_pipeline(
         training: Stage 3, DPO. A group is replaced as a whole; a preset wins over what stands here.
         gate: What the candidate must show, and whether a person must agree. A group is replaced as a whole.
         place: Where the engines are and where results are kept. A group is replaced as a whole.
+        scale: On how many workers prompts are sampled and sets judged. A group is replaced as a whole.
         overrides: Single settings, each as group.key=value, such as training.beta=0.05; they win over all of the above.
         until: Last stage to run.
         refresh: Stages to do again although they are done, and with them whatever follows from another result. A stage
@@ -114,7 +117,7 @@ def dpo_pipeline(
     """
     check_until(until, place.kind)
     groups = Settings.model_construct(
-        prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place
+        prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place, scale=scale
     )
     settings = compose(groups, preset, overrides)
     settings.check_chain()

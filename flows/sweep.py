@@ -24,6 +24,7 @@ from nothing_gpt.config import (
     PlaceSettings,
     PromptsSettings,
     SamplingSettings,
+    ScaleSettings,
     Settings,
     SweepSettings,
     TrainingSettings,
@@ -56,6 +57,7 @@ def dpo_sweep(
     training: TrainingSettings = TrainingSettings(),
     gate: GateSettings = GateSettings(),
     place: PlaceSettings = PlaceSettings(),
+    scale: ScaleSettings = ScaleSettings(),
     overrides: list[str] = [],  # noqa: B006 (Prefect's form wants a list; nothing changes it)
 ) -> dict[str, Any]:
     """Runs the chain once for each point, compares them, and promotes the best one if it is asked to.
@@ -76,11 +78,12 @@ def dpo_sweep(
         training: As in dpo-pipeline.
         gate: As in dpo-pipeline.
         place: As in dpo-pipeline.
+        scale: As in dpo-pipeline.
         overrides: As in dpo-pipeline. A point's own settings win over them.
     """
     started = time.time()
     groups = Settings.model_construct(
-        prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place
+        prompts=prompts, sampling=sampling, judge=judge, training=training, gate=gate, place=place, scale=scale
     )
     chosen, common = read_sweep(name) if name else sweep, compose(groups, preset, overrides)
     points = points_of(chosen, common)

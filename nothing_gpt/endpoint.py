@@ -18,7 +18,7 @@ import openai
 from pydantic import SecretStr
 
 from nothing_gpt.config import EndpointSettings, Price
-from nothing_gpt.errors import BadRowError, FatalError, TransientError
+from nothing_gpt.errors import BadRowError, FatalError, SpendingLimitError, TransientError
 from nothing_gpt.progress import say
 from nothing_gpt.records import Message
 from nothing_gpt.replicas import Replica, Replicas, addresses
@@ -55,12 +55,14 @@ Job = TypeVar("Job")
 class Service:
     """Something that answers, not yet opened: `connect` gives its address (its replicas', with commas between) and may
     start it, so that nothing is started where nothing is to be asked. `identity` says what answers, whatever its
-    addresses, their number or the name it goes by."""
+    addresses, their number or the name it goes by. `permit` is awaited before each request that is sent: it keeps a
+    rate that others share, and raises what `Endpoint.chat` does."""
 
     connect: Callable[[], str]
     model: str
     identity: str
     api_key: SecretStr | None = None
+    permit: Callable[[], Awaitable[None]] | None = None
 
     def open(self) -> tuple[list[str], str]:
         """The addresses and the key to send. Raises FatalError for no address, or a key that can be none."""
@@ -115,6 +117,7 @@ class Endpoint:
         self.meter = meter or Meter(price)
         self._share = int(AHEAD * settings.concurrency)
         self.window = Window(self._share * len(urls))
+        self._permit = service.permit
         self._group = group
         self._most_usd = settings.max_cost_usd if settings.max_cost_usd is not None else math.inf
         self._reserved_usd = 0.0
@@ -222,6 +225,8 @@ class Endpoint:
             await self._pause(wait)
         if self._failure:
             raise self._failure
+        if self._permit:
+            await self._permit()
         try:
             async with self.replicas.one() as replica:
                 return await self._ask_at(replica, request, sequences)
@@ -283,7 +288,7 @@ class Endpoint:
         what is in flight may cost less than it can.
 
         Raises:
-            FatalError: the request might exceed the spending limit.
+            SpendingLimitError: the request might exceed the spending limit.
         """
         waits = self._exceeds(usd)
         if waits:  # not in flight: its place is free for one that is tried again, and no other job is begun
@@ -293,7 +298,7 @@ class Endpoint:
         try:
             while self._exceeds(usd):
                 if not self._reservations:
-                    raise FatalError(
+                    raise SpendingLimitError(
                         f"{self._group}.max_cost_usd: {self._most_usd} would be exceeded after "
                         f"{self.meter.calls + self.meter.kept} calls; the answers so far are kept; raise the limit and "
                         "run again"

@@ -40,6 +40,10 @@ class FatalError(NothingGPTError):
     """Stops the stage at once: a wrong key, an unknown model, bad settings, a full disk. What is finished stays."""
 
 
+class SpendingLimitError(FatalError):
+    """The next call might exceed what may be spent."""
+
+
 class Killed(FatalError):
     """A process of ours ended by SIGKILL, of which it could say nothing itself: mostly, memory ran out."""
 

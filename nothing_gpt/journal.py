@@ -37,10 +37,12 @@ class Journal:
     the row stays in the store until it is read.
     """
 
-    def __init__(self, store: Store, partition: str):
-        """Opens `journal/<partition>/` and indexes its rows."""
+    def __init__(self, store: Store, partition: str, shard: int | None = None):
+        """Opens `journal/<partition>/` and indexes its rows. `shard`: as one of several writers that ask for different
+        rows at once, on behalf of one that holds the partition meanwhile and merges their segments afterwards."""
         self._store = store
         self._partition = partition
+        self._shard = shard
         self._folder = f"journal/{partition}"
         self._writer = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(3)}"
         self._written = 0
@@ -67,21 +69,27 @@ class Journal:
             self._flush()
             # No room for a copy, a store out of reach, another run that merges too: a later run merges what is written.
             with suppress(FatalError, TransientError, FileNotFoundError):
-                self._merge()
+                if self._shard is None:
+                    self._merge()
         finally:
             self._close_segment()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the partition while its missing rows are asked for, so that no reply is paid for twice: of two runs
-        that want the same rows the second waits, and then finds them here."""
-        with lease(self._store, f"leases/{self._partition.replace('/', '-')}"):
-            with self._lock:
-                self._refresh()
+        """Holds the partition, or the shard, while its missing rows are asked for, so that no reply is paid for twice:
+        of two runs that want the same rows the second waits, and then finds them here."""
+        name = self._partition.replace("/", "-") + ("" if self._shard is None else f"-{self._shard}")
+        with lease(self._store, f"leases/{name}"):
+            self.refresh()
             try:
                 yield
             finally:
                 self._flush()
+
+    def refresh(self) -> None:
+        """Finds what others have written to the store meanwhile."""
+        with self._lock:
+            self._refresh()
 
     def __contains__(self, key: str) -> bool:
         hashed = _hash(_encode(key).encode())

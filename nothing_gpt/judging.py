@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import compress, count
+from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from nothing_gpt.preferences import JudgedSet
 from nothing_gpt.progress import Advance, progress
 from nothing_gpt.records import CompletionSet, digest
 from nothing_gpt.replies import Meter, Reply
+from nothing_gpt.shards import Shard, Spread, one_model, shards
 from nothing_gpt.store import Store
 from nothing_gpt.verdicts import RESPONSE_FORMAT, Ask, Ballot, Step, Verdict, ballots, next_step, question
 
@@ -51,14 +52,25 @@ class Judging:
 
     The models of a panel are asked one after the other, so that `concurrency` bounds all traffic and `max_cost_usd`
     what they cost together. A ballot that an earlier run gave up is asked anew. Under another `again` everything is.
+    `shard`: only the sets of that shard are asked about here, by one of several workers, who is given the `rubric`.
     """
 
-    def __init__(self, store: Store, settings: JudgeSettings, service: Service, again: str = ""):
-        rubric = read_rubric(settings.rubric)
+    def __init__(
+        self,
+        store: Store,
+        settings: JudgeSettings,
+        service: Service,
+        again: str = "",
+        shard: Shard | None = None,
+        rubric: str | None = None,
+    ):
+        rubric = read_rubric(settings.rubric) if rubric is None else rubric
         names = dict.fromkeys([service.model, *settings.panel])
         panel = [replace(service, model=name, identity=name) for name in names if name != service.model]
         self._settings = settings
-        self._judges = [_Judge(store, settings, judge, rubric, again) for judge in [service, *panel]]
+        self._shard = shard
+        number = shard.number if shard else None
+        self._judges = [_Judge(store, settings, judge, rubric, again, number) for judge in [service, *panel]]
         self._failures: Failures | None = None
 
     def __enter__(self) -> Self:
@@ -77,22 +89,36 @@ class Judging:
         models = {judge.service.model: _figures(judge.meters.values()) for judge in self._judges}
         return _figures(meters) | {"models": models}
 
-    def ask(self, sets: Sequence[CompletionSet], label: str) -> None:
+    @property
+    def costs(self) -> dict[str, Meter]:
+        """What live votes cost, by model, as a shard tells it."""
+        return {judge.service.model: judge.meter for judge in self._judges}
+
+    def ask(self, sets: Sequence[CompletionSet], label: str, spread: Spread | None = None) -> None:
         """Asks for all missing votes; connects only if there are any. Sets are gone through twice a model, one at a
-        time. Called again, for other sets.
+        time. Called again, for other sets. Where there are several shards, and no batches, they are spread first.
 
         Raises:
             FatalError: no call can be answered, the spending limit is reached, or more than `max_failed_share` of the
                 sets lack a vote that could not be had.
             TransientError: the endpoint stopped answering. What was answered is kept in all cases.
         """
-        self._failures = Failures(label, "judge.max_failed_share", self._settings.max_failed_share, len(sets))
+        total = self._shard.total if self._shard else len(sets)
+        self._failures = Failures(label, "judge.max_failed_share", self._settings.max_failed_share, total)
         with ExitStack() as alone:
             # In the same order in every run, so that no two wait for each other.
             for _, journal in sorted({judge.partition: judge.journal for judge in self._judges}.items()):
                 alone.enter_context(journal.alone())
-            # What all of them cost before counts before the first is asked.
-            waiting = [judge.recall(self._ballots(sets)) for judge in self._judges]
+            elsewhere = spread(due) if spread and (due := self._due(sets)) else ()
+            if elsewhere:
+                for judge in self._judges:
+                    judge.journal.refresh()
+            # What all of them cost before counts before the first is asked. What a shard gave up stays so in this run.
+            given_up = self._failures if elsewhere else None
+            waiting = [judge.recall(self._ballots(sets), given_up) for judge in self._judges]
+            for judge in self._judges:
+                for costs in elsewhere:
+                    judge.meter.include(costs[judge.service.model])
             meters = [meter for judge in self._judges for meter in judge.meters.values()]
             for judge, missing in zip(self._judges, waiting, strict=True):
                 name = label if len(self._judges) == 1 else f"{label}: {judge.service.model}"
@@ -126,6 +152,16 @@ class Judging:
                 return failure or Failure("not asked", None, 0)
         return None
 
+    def _due(self, sets: Sequence[CompletionSet]) -> list[Shard]:
+        """The shards of which a vote is missing; none where there is only one, or where batches are asked for."""
+        parts, items = shards(len(sets)), iter(sets)
+        if len(parts) == 1 or self._settings.batch:
+            return []
+        return [part for part in parts if any(self._lacks(item) for item in [*islice(items, len(part))])]
+
+    def _lacks(self, item: CompletionSet) -> bool:
+        return any(not isinstance(step, Verdict) for _, step in self._steps(item))
+
     def _ballots(self, sets: Iterable[CompletionSet]) -> Iterator[Ballot]:
         """What is wanted of each model; a set that is there twice is asked about once."""
         seen: set[bytes] = set()
@@ -139,7 +175,9 @@ class Judging:
 class _Judge:
     """One model and its replies, which are kept under all that decides them but what is shown."""
 
-    def __init__(self, store: Store, settings: JudgeSettings, service: Service, rubric: str, again: str):
+    def __init__(
+        self, store: Store, settings: JudgeSettings, service: Service, rubric: str, again: str, shard: int | None
+    ):
         self.service = service
         price = settings.prices.get(service.model)
         # By whether a reply came in a batch: what is kept was paid in the one way or the other.
@@ -159,26 +197,33 @@ class _Judge:
                 **({"again": again} if again else {}),
             }
         )[:16]
-        self.journal = Journal(store, f"judging/{self.partition}")
+        self.journal = Journal(store, f"judging/{self.partition}", shard)
 
     def step(self, ballot: Ballot) -> Step:
         """What the ballot's replies come to."""
         return next_step(self._replies(ballot), ballot.order)
 
-    def recall(self, wanted: Iterable[Ballot]) -> bytearray:
-        """Counts what earlier runs paid for; returns, for each ballot, whether its verdict is missing.
+    def recall(self, wanted: Iterable[Ballot], given_up: Failures | None) -> bytearray:
+        """Counts what earlier runs paid for; returns, for each ballot, whether its verdict is to be asked for. One that
+        was given up is, unless those are to be counted in `given_up`.
 
         Raises:
-            FatalError: one is, and the spending limit needs a price that is not known.
+            FatalError: one is, and the spending limit needs a price that is not known; or as `Failures.add`.
         """
-        waiting = bytearray()
+        waiting, names = bytearray(), set[str]()
         for ballot in wanted:
             rows = [*self._rows(ballot)]
             replies = [Reply.of(row) for row in rows]
-            waiting.append(not isinstance(next_step(replies, ballot.order), Verdict))
+            step = next_step(replies, ballot.order)
+            if isinstance(step, BadRowError) and given_up is not None:
+                given_up.add(ballot.row, step)
+                waiting.append(False)
+            else:
+                waiting.append(not isinstance(step, Verdict))
             for row, reply in zip(rows, replies, strict=True):
                 self.meters[row.get("batch", False)].recall(reply)
-                self._answered_by = reply.model or self._answered_by
+                names |= {reply.model} - {""}
+        self._answered_by = one_model(self.service.model, names, "judge") or self._answered_by
         if any(waiting):
             price_of(self.service.model, self._settings, "judge")
         return waiting

@@ -118,6 +118,13 @@ class Rows(Sequence[Row], Generic[Row]):
         numbers = range(len(self))[index]
         return next(self._read([numbers])) if isinstance(numbers, int) else [*self._read(numbers)]
 
+    def part(self, start: int, stop: int) -> "Rows[Row]":
+        """The rows from `start` to before `stop`, read when they are looked at too."""
+        rows = Rows(self._paths, self._build)
+        rows._places = self._places[start:stop]
+        rows._ids = self._ids[start * _ID_BYTES : stop * _ID_BYTES]
+        return rows
+
     def _read(self, numbers: Iterable[int]) -> Iterator[Row]:
         for file, those in groupby(numbers, lambda number: self._places[number] >> _OFFSET_BITS):
             with self._paths[file].open("rb") as lines:

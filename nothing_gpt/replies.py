@@ -117,6 +117,13 @@ class Meter:
         self.kept += 1
         self._add(reply)
 
+    def include(self, shard: "Meter") -> None:
+        """Counts what a shard asked for now: its replies, found in the journal, were not kept from before."""
+        self.calls += shard.calls
+        self.kept -= shard.calls
+        self.retries += shard.retries
+        self.seconds.extend(shard.seconds)
+
     def figures(self) -> dict[str, Any]:
         """The counts, for a manifest. Latencies in seconds; tokens and cost include the replies kept from before."""
         cuts = statistics.quantiles(self.seconds, n=100, method="inclusive") if len(self.seconds) > 1 else []

@@ -7,9 +7,9 @@ for the same, and more samples a prompt never repeat the first ones. What a repl
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, islice
 from typing import Any, Self
 
 from nothing_gpt.config import SamplingSettings
@@ -20,6 +20,7 @@ from nothing_gpt.journal import Journal
 from nothing_gpt.progress import progress
 from nothing_gpt.records import CompletionSet, Prompt, Rows, digest
 from nothing_gpt.replies import CUT, WITHHELD, Meter, Reply
+from nothing_gpt.shards import Shard, Spread, one_model, shards
 from nothing_gpt.store import Store
 
 EXTRA_TRIES = 2
@@ -56,7 +57,8 @@ class _Samples:
 class Sampling:
     """Samples of prompts by one adapter under one group of settings: `ask`, then `result` a prompt.
 
-    A context manager. `count` completions a prompt are wanted, of which at least `distinct` differ.
+    A context manager. `count` completions a prompt are wanted, of which at least `distinct` differ. `shard`: only the
+    prompts of that shard are asked for here, by one of several workers.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Sampling:
         count: int,
         distinct: int = 2,
         again: str = "",
+        shard: Shard | None = None,
     ):
         self._settings = settings
+        self._shard = shard
         self._service = service
         self._count = count
         self._distinct = distinct
@@ -77,7 +81,7 @@ class Sampling:
         asked = settings.model_dump(include={"temperature", "max_tokens", "frequency_penalty", "seed"})
         asked |= {"answering": service.identity, "rows": "replies"} | ({"again": again} if again else {})
         partition = digest(asked)[:16]
-        self._journal = Journal(store, f"sampling/{partition}")
+        self._journal = Journal(store, f"sampling/{partition}", shard.number if shard else None)
         self._meter = Meter(settings.prices.get(service.model))
         self._answered_by: str | None = None
 
@@ -85,6 +89,11 @@ class Sampling:
     def usage(self) -> dict[str, Any]:
         """What all replies cost, those kept from before included."""
         return self._meter.figures()
+
+    @property
+    def costs(self) -> dict[str, Meter]:
+        """The same as a shard tells it, by model."""
+        return {self._service.model: self._meter}
 
     def __enter__(self) -> Self:
         self._journal.__enter__()
@@ -100,26 +109,34 @@ class Sampling:
         """
         return self._samples(prompt.id).missing
 
-    def ask(self, prompts: Sequence[Prompt], label: str) -> None:
-        """Asks for all that is missing; connects only if something is. Called again, for other prompts.
+    def ask(self, prompts: Sequence[Prompt], label: str, spread: Spread | None = None) -> None:
+        """Asks for all that is missing; connects only if something is. Called again, for other prompts. Where there
+        are several shards they are spread first.
 
         Raises:
             FatalError: no request can be answered, or more than `max_failed_share` of the prompts could not be.
             TransientError: the endpoint stopped answering. What was answered is kept in all cases.
         """
         settings = self._settings
-        failures = Failures(label, "sampling.max_failed_share", settings.max_failed_share, len(prompts))
+        total = self._shard.total if self._shard else len(prompts)
+        failures = Failures(label, "sampling.max_failed_share", settings.max_failed_share, total)
         self._failures = failures
         with self._journal.alone():
             meter = self._meter
-            waiting = bytearray(len(prompts))
-            for number, prompt in enumerate(prompts.ids() if isinstance(prompts, Rows) else [p.id for p in prompts]):
+            elsewhere = spread(due) if spread and (due := self._due(prompts)) else ()
+            if elsewhere:
+                self._journal.refresh()
+            waiting, names = bytearray(len(prompts)), set[str]()
+            for number, prompt in enumerate(_ids(prompts)):
                 samples = self._samples(prompt)
                 waiting[number] = len(samples.missing) > 0
                 for row in samples.replies:
                     meter.recall(Reply(row["model"], [], *row["tokens"]))
-                    if row.get("asked") == self._service.model:  # by another name it answers as another
-                        self._answered_by = row["model"] or self._answered_by
+                    if row.get("asked") == self._service.model and row["model"]:  # else it answers as another
+                        names.add(row["model"])
+            self._answered_by = one_model(self._service.model, names, "sampling") or self._answered_by
+            for costs in elsewhere:
+                meter.include(costs[self._service.model])
             if any(waiting):
                 endpoint = Endpoint(self._service, settings, "sampling", self._answered_by, meter)
                 with progress(label, len(prompts), len(prompts) - sum(waiting)) as advance:
@@ -145,6 +162,13 @@ class Sampling:
             reason = f"{len(distinct)} distinct completions{withheld}"
             return SetAside(prompt, reason, degenerate=True, attempts=len(samples.replies))
         return CompletionSet(prompt, list(distinct), list(distinct.values()))
+
+    def _due(self, prompts: Sequence[Prompt]) -> list[Shard]:
+        """The shards of which something is missing; none where there is only one."""
+        parts, ids = shards(len(prompts)), _ids(prompts)
+        if len(parts) == 1:
+            return []
+        return [part for part in parts if any(self._samples(i).missing for i in [*islice(ids, len(part))])]
 
     async def _ask(self, endpoint: Endpoint, prompts: Iterable[Prompt], failures: Failures, done: Any) -> None:
         async with endpoint:
@@ -225,6 +249,10 @@ class Sampling:
             return "", cut
         text = whole_lines(text) if cut else text.strip()
         return spoken_lines(text) if self._settings.line_filter else text, cut
+
+
+def _ids(prompts: Sequence[Prompt]) -> Iterator[str]:
+    return prompts.ids() if isinstance(prompts, Rows) else (prompt.id for prompt in prompts)
 
 
 def whole_lines(text: str) -> str:

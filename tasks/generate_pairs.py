@@ -4,6 +4,7 @@ from nothing_gpt.artifacts import Artifact
 from nothing_gpt.dpo import generate_pairs as library
 from tasks import stage
 from tasks.place import Models, Place
+from tasks.shards import SERVE_KEY, spread
 from tasks.shown import counted
 
 
@@ -15,4 +16,8 @@ from tasks.shown import counted
     ),
 )
 def generate_pairs(place: Place, models: Models, prompts: Artifact) -> Artifact:
-    return library.generate_pairs(place.workshop, prompts, place.settings.sampling, place.adapter(models, models.start))
+    settings, service = place.settings.sampling, place.adapter(models, models.start)
+    shards = spread(
+        place, "generate", library.generate_shard, prompts, settings, service, SERVE_KEY, settings.num_completions
+    )
+    return library.generate_pairs(place.workshop, prompts, settings, service, shards)

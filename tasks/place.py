@@ -40,6 +40,7 @@ from nothing_gpt.store import Store, open_bucket
 from nothing_gpt.vllm_admin import VLLM
 from nothing_gpt.workshops import open_workshop
 from tasks.credentials import place_credentials
+from tasks.limits import permit
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -243,8 +244,9 @@ class LocalPlace(Place):
 
     def judge(self) -> Service:
         settings = self.settings
-        url = settings.place.judge_url or self.environment.openai_base_url
-        return Service(lambda: url, settings.judge.model, settings.judge.model, self.environment.openai_api_key)
+        url, limit = settings.place.judge_url or self.environment.openai_base_url, settings.scale.judge_limit
+        name, key = settings.judge.model, self.environment.openai_api_key
+        return Service(lambda: url, name, name, key, permit(limit) if limit else None)
 
     def starting_adapter(self) -> dict[str, Path]:
         """The two files of the user's SFT adapter, on this machine. Raises as `given.adapter_files`."""

@@ -1,4 +1,4 @@
-"""All settings: six small frozen groups, each field with its bounds and the advice a person needs to choose it.
+"""All settings: seven small frozen groups, each field with its bounds and the advice a person needs to choose it.
 
 Values come from a YAML file, then `group.key=value` overrides. Secrets come from the environment (`Environment`) and
 are never part of a group, so they reach no fingerprint, log, artifact or flow parameter.
@@ -13,18 +13,20 @@ from nothing_gpt.config.environment import Environment
 from nothing_gpt.config.gate import GateSettings
 from nothing_gpt.config.group import Group
 from nothing_gpt.config.place import GKESettings, ModalSettings, PlaceSettings
+from nothing_gpt.config.scale import ScaleSettings
 from nothing_gpt.config.sweep import SweepSettings
 from nothing_gpt.config.training import TrainingSettings
 from nothing_gpt.errors import FatalError
 
 __all__ = [
     "EndpointSettings", "Environment", "GKESettings", "GateSettings", "Group", "JudgeSettings", "ModalSettings",
-    "PlaceSettings", "Price", "PromptsSettings", "SamplingSettings", "Settings", "SweepSettings", "TrainingSettings",
+    "PlaceSettings", "Price", "PromptsSettings", "SamplingSettings", "ScaleSettings", "Settings", "SweepSettings",
+    "TrainingSettings",
 ]  # fmt: skip
 
 
 class Settings(Group):
-    """The six groups together."""
+    """The seven groups together."""
 
     prompts: PromptsSettings = PromptsSettings()
     sampling: SamplingSettings = SamplingSettings()
@@ -32,6 +34,7 @@ class Settings(Group):
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
     place: PlaceSettings = PlaceSettings()
+    scale: ScaleSettings = ScaleSettings()
 
     @model_validator(mode="after")
     def _what_is_measured_can_be(self) -> Self:

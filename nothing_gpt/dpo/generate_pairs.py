@@ -9,6 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from nothing_gpt.adapters import WEIGHTS, adapter_digest
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import EndpointSettings, Environment, SamplingSettings
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import FatalError, exits_cleanly
+from nothing_gpt.errors import FatalError, SpendingLimitError, exits_cleanly
 from nothing_gpt.progress import say
 from nothing_gpt.records import CompletionSet, read_jsonl, read_prompts
 from nothing_gpt.replicas import addresses
+from nothing_gpt.replies import Meter
 from nothing_gpt.sampling import Sampling, SetAside
+from nothing_gpt.shards import Shard, Spread
 from nothing_gpt.store import open_store, reporting_disk
 from nothing_gpt.vllm_admin import VLLM
 
@@ -30,7 +33,13 @@ COMPLETIONS = "completions.jsonl"
 SET_ASIDE = "set_aside.jsonl"
 
 
-def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSettings, service: Service) -> Artifact:
+def generate_pairs(
+    workshop: Workshop,
+    prompts: Artifact,
+    settings: SamplingSettings,
+    service: Service,
+    spread: Spread | None = None,
+) -> Artifact:
     """`completions.jsonl`, one row a prompt in the prompts' order: the guide's `{prompt, completions}` and which of
     the completions were `truncated`. Prompts without usable completions are in `set_aside.jsonl`: `{prompt, reason,
     status, attempts}`. Those that failed are tried again by the next run.
@@ -43,7 +52,7 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
         wanted, _ = read_prompts(workshop.file(prompts, "prompts.jsonl"))
         again = workshop.refreshed(STAGE, fingerprinted, inputs)
         with Sampling(workshop.store, settings, service, settings.num_completions, again=again) as sampling:
-            sampling.ask(wanted, "generate")
+            sampling.ask(wanted, "generate", spread)
             counts = _write(folder, map(sampling.result, wanted))
         if not counts["rows"]:
             _, first = next(read_jsonl(folder / SET_ASIDE))
@@ -53,10 +62,29 @@ def generate_pairs(workshop: Workshop, prompts: Artifact, settings: SamplingSett
             )
         return {**counts, "usage": sampling.usage}
 
-    fingerprinted = settings.model_dump(exclude=UNFINGERPRINTED)
-    fingerprinted["answering"] = service.identity
-    inputs = {"prompts": prompts}
+    fingerprinted, inputs = _fingerprinted(settings, service), {"prompts": prompts}
     return workshop.make(STAGE, fingerprinted, inputs, build)
+
+
+def generate_shard(
+    workshop: Workshop, prompts: Artifact, settings: SamplingSettings, service: Service, shard: Shard
+) -> dict[str, Meter]:
+    """Asks for what is missing of one shard, for `generate_pairs` to find in the journal; returns what all its replies
+    cost, by model. It ends where its share of the spending limit does: what that leaves is the stage's to ask for.
+
+    Raises:
+        FatalError, TransientError: as `Sampling.ask`.
+    """
+    wanted, _ = read_prompts(workshop.file(prompts, "prompts.jsonl"))
+    again = workshop.refreshed(STAGE, _fingerprinted(settings, service), {"prompts": prompts})
+    with Sampling(workshop.store, settings, service, settings.num_completions, again=again, shard=shard) as sampling:
+        with suppress(SpendingLimitError):
+            sampling.ask(wanted.part(shard.start, shard.stop), f"generate, shard {shard.number}")
+        return sampling.costs
+
+
+def _fingerprinted(settings: SamplingSettings, service: Service) -> dict[str, Any]:
+    return settings.model_dump(exclude=UNFINGERPRINTED) | {"answering": service.identity}
 
 
 def _write(folder: Path, results: Iterable[CompletionSet | SetAside]) -> Counter[str]:

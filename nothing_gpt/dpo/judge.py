@@ -7,18 +7,21 @@ reads `completions.jsonl` in DPO_DATA_PATH and writes beside it `judged.jsonl`, 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nothing_gpt.artifacts import Artifact, Stage, Workshop
 from nothing_gpt.config import Environment, JudgeSettings
 from nothing_gpt.endpoint import Service
-from nothing_gpt.errors import FatalError, exits_cleanly
+from nothing_gpt.errors import FatalError, SpendingLimitError, exits_cleanly
 from nothing_gpt.failures import Failure
 from nothing_gpt.judging import NO_CHOICE, Judging, read_rubric
 from nothing_gpt.preferences import JudgedSet, read_judged, write_pairs
 from nothing_gpt.progress import say
 from nothing_gpt.records import digest, read_sets, write_jsonl
+from nothing_gpt.replies import Meter
+from nothing_gpt.shards import Shard, Spread
 from nothing_gpt.store import FolderStore, open_store
 
 STAGE = Stage("judge", 2)
@@ -26,7 +29,13 @@ FINGERPRINTED = {"temperature", "max_tokens", "votes", "panel", "repeat_share", 
 JUDGED = "judged.jsonl"
 
 
-def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, service: Service) -> Artifact:
+def judge(
+    workshop: Workshop,
+    completions: Artifact,
+    settings: JudgeSettings,
+    service: Service,
+    spread: Spread | None = None,
+) -> Artifact:
     """`judged.jsonl`, one row a set in the sets' order: `{prompt, completions, truncated, votes, repeats}`, and where
     votes are missing `failed` with the reason, the last refusal's HTTP `status` and the `attempts`. Those that failed
     are tried again by the next run.
@@ -39,7 +48,7 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
         sets = read_sets(workshop.file(completions, "completions.jsonl"))
         again = workshop.refreshed(STAGE, fingerprinted, inputs)
         with Judging(workshop.store, settings, service, again) as judging:
-            judging.ask(sets, "judge")
+            judging.ask(sets, "judge", spread)
             failed = 0
 
             def rows() -> Iterator[dict[str, Any]]:
@@ -51,12 +60,32 @@ def judge(workshop: Workshop, completions: Artifact, settings: JudgeSettings, se
             count = write_jsonl(folder / JUDGED, rows())
         return {"rows": count, "failed": failed, "usage": judging.usage}
 
-    fingerprinted = settings.model_dump(include=FINGERPRINTED) | {
-        "judge": service.identity,
-        "rubric": digest(read_rubric(settings.rubric)),
-    }
+    fingerprinted = _fingerprinted(settings, service, read_rubric(settings.rubric))
     inputs = {"completions": completions}
     return workshop.make(STAGE, fingerprinted, inputs, build)
+
+
+def judge_shard(
+    workshop: Workshop, completions: Artifact, settings: JudgeSettings, service: Service, shard: Shard, rubric: str
+) -> dict[str, Meter]:
+    """Asks for the votes that are missing on one shard of the sets, for `judge` to find in the journal; returns what
+    all its votes cost, by model. It ends where its share of the spending limit does: what that leaves is the stage's to
+    ask for. `rubric` is the text, whose file may be on another machine.
+
+    Raises:
+        FatalError, TransientError: as `Judging.ask`.
+    """
+    sets = read_sets(workshop.file(completions, "completions.jsonl"))
+    fingerprinted = _fingerprinted(settings, service, rubric)
+    again = workshop.refreshed(STAGE, fingerprinted, {"completions": completions})
+    with Judging(workshop.store, settings, service, again, shard, rubric) as judging:
+        with suppress(SpendingLimitError):
+            judging.ask(sets.part(shard.start, shard.stop), f"judge, shard {shard.number}")
+        return judging.costs
+
+
+def _fingerprinted(settings: JudgeSettings, service: Service, rubric: str) -> dict[str, Any]:
+    return settings.model_dump(include=FINGERPRINTED) | {"judge": service.identity, "rubric": digest(rubric)}
 
 
 def _row(judged: JudgedSet, failure: Failure | None) -> dict[str, Any]:
