@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, set_seed
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from nothing_gpt import ranks
 from nothing_gpt.checkpoints import Checkpoints
 from nothing_gpt.errors import FatalError, stop_at_once
 from nothing_gpt.pair_batches import SortedUpdates
@@ -47,6 +48,8 @@ class Survive(TrainerCallback):
     step's end, so that what is gone on from is what an undisturbed run went through. It leaves an evaluation at once,
     and the run that goes on makes up for it.
 
+    Of several ranks all stop at the same step, whichever was asked.
+
     `add` puts more into a checkpoint before it is sealed. `asked` says that the process was asked to stop in training.
     """
 
@@ -69,23 +72,29 @@ class Survive(TrainerCallback):
         args.eval_on_start = bool(due) and not done
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self._anyone_asked():
             self._leave(control)
         if control.should_save or control.should_evaluate:
             control.should_log = True  # or the steps since the last log would be in no log after a resume
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self._anyone_asked():
             self._leave(control)
             raise EvaluationLeft
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._add(checkpoint)
-        self._checkpoints.keep(checkpoint)
+        ranks.meet()  # each has put its own into it
+        if ranks.is_first():
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._add(checkpoint)
+            self._checkpoints.keep(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = False
+
+    def _anyone_asked(self) -> bool:
+        self.asked = ranks.anyone(self.asked)
+        return self.asked
 
     def _leave(self, control: Any) -> None:
         control.should_save = control.should_training_stop = True
@@ -133,8 +142,39 @@ class PreferenceTrainer(DPOTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
         pairs = self.train_dataset if train_dataset is None else train_dataset
         sides = zip(pairs["prompt_ids"], pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
-        update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * ranks.count()
         return SortedUpdates([sum(map(len, pair)) for pair in sides], update, self.args.seed)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """An update's micro-batches, each with the weight that its mean has in the update's: equal ones for the
+        micro-batches that one process would have, and none for what a rank is given so as not to be idle."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        left = self._left()
+        self._weights = [1.0] * len(batches)
+        if left and ranks.count() > 1:
+            batches[-1], pairs = self._own(batches[-1])
+            in_all = (len(batches) - 1) * ranks.count() + -(-left // self.args.train_batch_size)
+            self._weights = [len(batches) * ranks.count() / in_all] * len(batches)
+            self._weights[-1] *= pairs > 0
+        return batches, items
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, *args, **kwargs)
+        return loss * self._weights.pop(0) if model.training else loss
+
+    def _left(self) -> int:
+        """How many pairs are in the last row of micro-batches, one a rank, if that is what was just read, and it is not
+        full: 0 otherwise. Accelerate fills it up with pairs from the beginning."""
+        state = self.accelerator.gradient_state
+        return max(state.remainder, 0) if state.end_of_dataloader else 0
+
+    def _own(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
+        """A batch without what it was filled up with, but for one pair where nothing else is in it, and how many pairs
+        were."""
+        left, size = self._left(), len(batch["input_ids"]) // 2
+        own = min(max(left - ranks.number() * size, 0), size) if left and ranks.count() > 1 else size
+        sides = {name: tensor.split(size) for name, tensor in batch.items()}
+        return {name: torch.cat([side[: max(own, 1)] for side in parts]) for name, parts in sides.items()}, own
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -156,11 +196,30 @@ class PreferenceTrainer(DPOTrainer):
         finally:
             self.loss_weights = weights
 
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs, pairs = self._own(inputs)
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        self._evaluated += torch.stack([loss.double() * pairs, torch.full_like(loss, pairs, dtype=torch.double)]).cpu()
+        return loss, *rest
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but for the loss: the mean over all pairs, however they are spread over batches and
+        ranks."""
+        self._evaluated = torch.zeros(2, dtype=torch.double)
+        output = super().evaluation_loop(*args, **kwargs)
+        loss, pairs = self.accelerator.reduce(self._evaluated.to(self.args.device)).tolist()
+        output.metrics["eval_loss"] = loss / pairs
+        return output
+
+    def whole_adapter(self) -> dict[str, Any] | None:
+        """The policy's weights where they are sharded over the ranks, gathered by all of them; else None."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+
     def pair_margins(self) -> list[float]:
         """Reward margin of each validation pair: beta times the difference of the two log-ratios (equation 7 of the
         DPO paper: the argument of its sigmoid)."""
         margins: list[float] = []
-        model: Any = self.model
+        model: Any = self.model_wrapped
         model.eval()
         for batch in self.get_eval_dataloader():
             if self.precompute_ref_logps:
@@ -178,5 +237,5 @@ class PreferenceTrainer(DPOTrainer):
                 )
             chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
             ratios = (chosen - reference_chosen) - (rejected - reference_rejected)
-            margins.extend((self.beta * ratios).tolist())
+            margins.extend(self.accelerator.gather_for_metrics(self.beta * ratios).tolist())
         return margins
