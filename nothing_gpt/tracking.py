@@ -22,7 +22,7 @@ PROJECT = "nothing-gpt"
 
 
 class Tracking:
-    """One run's events in `folder`, told by the first of its ranks: `tensorboard/`, and `wandb/` in a form of its own. A
+    """One run's events in `folder`, of its first rank alone: `tensorboard/`, and `wandb/` in a form of its own. A
     context manager.
 
     `run` is the run's fingerprint: its name and its id, so that a resumed run goes on in the same place. `first_step`

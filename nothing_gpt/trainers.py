@@ -137,6 +137,9 @@ class PreferenceTrainer(DPOTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         set_seed(self.args.seed)
+        # An evaluation before it prepared the model without what sums the ranks' gradients, and accelerate would leave
+        # it so: each rank would train for itself.
+        self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
@@ -146,38 +149,51 @@ class PreferenceTrainer(DPOTrainer):
         return SortedUpdates([sum(map(len, pair)) for pair in sides], update, self.args.seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """An update's micro-batches, each with the weight that its mean has in the update's: equal ones for the
-        micro-batches that one process would have, and none for what a rank is given so as not to be idle."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         left = self._left()
-        self._weights = [1.0] * len(batches)
-        if left and ranks.count() > 1:
-            batches[-1], pairs = self._own(batches[-1])
-            in_all = (len(batches) - 1) * ranks.count() + -(-left // self.args.train_batch_size)
-            self._weights = [len(batches) * ranks.count() / in_all] * len(batches)
-            self._weights[-1] *= pairs > 0
+        in_all = len(batches) * ranks.count()
+        self._rest, self._weight = None, 1.0
+        if (
+            left
+        ):  # the epoch's last update: each of one process's micro-batches counts alike, and what is made up nothing
+            whole = in_all - ranks.count() - (-left // self.args.train_batch_size)
+            self._rest, self._weight = batches[-1], in_all / whole
         return batches, items
+
+    def _left(self) -> int:
+        """Of several ranks: how many pairs there are in the row of micro-batches, one a rank, that was read last, if it
+        is not full: 0 otherwise. Accelerate fills it up with pairs from the beginning."""
+        state = self.accelerator.gradient_state
+        return max(state.remainder, 0) if ranks.count() > 1 and state.end_of_dataloader else 0
+
+    def _pieces(self, batch: dict[str, torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], int]]:
+        """A micro-batch of such a row in pieces as long on one rank as on another, which TRL's figures want: each is
+        all this rank's own, or all made up. With each how many pairs of it are own."""
+        left, size = self._left(), len(batch["input_ids"]) // 2
+        own = min(max(left - ranks.number() * size, 0), size)
+        cuts = [left % size, size - left % size] if left % size else [size]
+        sides = {name: [side.split(cuts) for side in tensor.split(size)] for name, tensor in batch.items()}
+        pieces = [
+            {name: torch.cat([side[i] for side in both]) for name, both in sides.items()} for i in range(len(cuts))
+        ]
+        first = min(own, cuts[0])
+        return list(zip(pieces, [first, own - first], strict=False))
 
     def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, *args, **kwargs)
-        return loss * self._weights.pop(0) if model.training else loss
+        return loss * self._weight if model.training else loss
 
-    def _left(self) -> int:
-        """How many pairs are in the last row of micro-batches, one a rank, if that is what was just read, and it is not
-        full: 0 otherwise. Accelerate fills it up with pairs from the beginning."""
-        state = self.accelerator.gradient_state
-        return max(state.remainder, 0) if state.end_of_dataloader else 0
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if inputs is not self._rest:
+            return self._finite(super().training_step(model, inputs, *args, **kwargs))
+        pieces, weight, losses = self._pieces(inputs), self._weight, []
+        own = sum(pairs for _, pairs in pieces)
+        for piece, pairs in pieces:
+            self._weight = weight * pairs / own if own else 0.0
+            losses.append(super().training_step(model, piece, *args, **kwargs))
+        return self._finite(torch.stack(losses).sum())
 
-    def _own(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
-        """A batch without what it was filled up with, but for one pair where nothing else is in it, and how many pairs
-        were."""
-        left, size = self._left(), len(batch["input_ids"]) // 2
-        own = min(max(left - ranks.number() * size, 0), size) if left and ranks.count() > 1 else size
-        sides = {name: tensor.split(size) for name, tensor in batch.items()}
-        return {name: torch.cat([side[: max(own, 1)] for side in parts]) for name, parts in sides.items()}, own
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def _finite(self, loss: torch.Tensor) -> torch.Tensor:
         if not torch.isfinite(loss):
             raise FatalError(
                 f"train: the loss of step {self.state.global_step + 1} is {loss.item()}; lower training.learning_rate "
@@ -197,10 +213,12 @@ class PreferenceTrainer(DPOTrainer):
             self.loss_weights = weights
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs, pairs = self._own(inputs)
-        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
-        self._evaluated += torch.stack([loss.double() * pairs, torch.full_like(loss, pairs, dtype=torch.double)]).cpu()
-        return loss, *rest
+        answer: Any = None
+        pieces = self._pieces(inputs) if self._left() else [(inputs, len(inputs["input_ids"]) // 2)]
+        for piece, pairs in pieces:
+            answer = super().prediction_step(model, piece, *args, **kwargs)
+            self._evaluated += torch.tensor([answer[0].item() * pairs, pairs], dtype=torch.double)
+        return answer
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but for the loss: the mean over all pairs, however they are spread over batches and

@@ -8,8 +8,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 
 from nothing_gpt.adapters import MARGINS, METRICS
 from nothing_gpt.dpo.recipe import Training, recipe
-from nothing_gpt.errors import TransientError
+from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.processes import Child, free_port
 from nothing_gpt.ranks import ENDPOINT, INDEX
@@ -34,23 +35,24 @@ STEPS = 6
 ENDED_AT = 3
 """A step after which one rank ends; the last checkpoint is that of step 2."""
 PROGRAM = f"""
-import os, runpy, signal, sys
+import os, signal, sys
+from pathlib import Path
 from nothing_gpt import launcher
-from nothing_gpt.trainers import Survive
+from nothing_gpt.dpo.train import main
+
+once = Path(os.environ["ONCE"])
 
 def end(self, args, state, control, **_):
-    marker = os.environ["ONCE"]
-    if os.environ["RANK"] == "1" and state.global_step == {ENDED_AT} and not os.path.exists(marker):
-        open(marker, "w").close()
-        os.kill(os.getpid() if os.environ["WHO"] == "rank" else os.getppid(), int(os.environ["SIGNAL"]))
+    if os.environ["RANK"] == "1" and state.global_step == {ENDED_AT} and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 if "TORCHELASTIC_RUN_ID" in os.environ:
+    from nothing_gpt.trainers import Survive
     Survive.on_step_begin = end
-else:  # the agent: its ranks are this program too
+else:  # the agent, whose ranks are this program too
     launch = launcher.launch
-    launcher.launch = lambda command, *group: launch([sys.executable, "-u", *command[4:]], *group)
-    sys.argv.insert(0, __file__)
-from nothing_gpt.dpo.train import main
+    launcher.launch = lambda command, *group: launch([sys.executable, __file__, *command[4:]], *group)
 main()
 """
 
@@ -106,3 +108,64 @@ def test_two_processes_come_to_what_one_comes_to(uneven: Path, one: Path, tmp_pa
     check_equal(training.output, one)
     assert {path.name for path in training.output.iterdir()} == {path.name for path in one.iterdir()}
     assert not list(tmp_path.glob("work/.*"))
+
+
+def test_a_group_that_lost_a_process_goes_on_from_its_last_checkpoint(uneven: Path, one: Path, tmp_path: Path) -> None:
+    training = tiny.training(uneven, tmp_path, gpus=2, **SHAPE)
+    options, environment = ordered(training)
+    with program(tmp_path, options, environment) as child:
+        code = child.wait(300)
+    log = child.log.read_text()
+    assert code == 0, log
+    assert (tmp_path / "once").exists()
+    assert "going on from checkpoint-2" in log
+    check_equal(training.output, one)
+
+
+def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last_checkpoint(
+    uneven: Path, one: Path, tmp_path: Path
+) -> None:
+    """Two machines of one process each; the second is killed, agent and all, and comes again with empty disks."""
+    store, endpoint = open_store(str(tmp_path / "store")), f"127.0.0.1:{free_port()}"
+    trainings = [tiny.training(uneven, tmp_path / str(index), store, nodes=2, **SHAPE) for index in range(3)]
+    with ExitStack() as stack:
+
+        def machine(place: int, index: int) -> Child:
+            training = replace(trainings[place], run=trainings[0].run)
+            options, environment = ordered(training)
+            meeting = {ENDPOINT: endpoint, INDEX: str(index)}
+            return stack.enter_context(program(tmp_path, options, environment | meeting, f"{place}.log"))
+
+        first, second = machine(0, 0), machine(1, 1)
+        wait_until((tmp_path / "once").exists, first, second)
+        os.kill(second.pid, signal.SIGKILL)
+        third = machine(2, 1)
+        codes = [child.wait(300) for child in (first, third)]
+    assert codes == [0, 0], (first.log.read_text(), third.log.read_text())
+    assert "going on from checkpoint-2" in first.log.read_text()
+    check_equal(trainings[0].output, one)
+    assert not trainings[2].output.exists()
+
+
+def test_what_cannot_be_mended_is_not_tried_again(uneven: Path, tmp_path: Path) -> None:
+    training = tiny.training(uneven, tmp_path, gpus=2, **SHAPE | {"max_length": 8})
+    options, environment = ordered(training)
+    with pytest.raises(FatalError, match=r"train.jsonl: 21 of 21 pairs are longer than training.max_length = 8"):
+        run_module("nothing_gpt.dpo.train", options, environment, tmp_path / "log")
+    assert (tmp_path / "log").read_text().count("error: ") <= 2  # one a process
+
+
+def program(folder: Path, options: list[str], environment: dict[str, str], log: str = "log") -> Child:
+    """The training program, whose second rank is killed once."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    variables = environment | {"ONCE": str(folder / "once"), "PYTHONPATH": str(REPOSITORY)}
+    return Child([sys.executable, str(script), *options], folder / log, variables)
+
+
+def wait_until(reached: Callable[[], bool], *children: Child) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert all(child.running for child in children), [child.tail() for child in children]
+        assert time.monotonic() < deadline, [child.tail() for child in children]
+        time.sleep(0.1)
