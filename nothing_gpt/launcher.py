@@ -64,6 +64,8 @@ def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
         local_addr=None if endpoint else "127.0.0.1", is_host=is_first_machine(), join_timeout=JOIN_S,
         read_timeout=JOIN_S,
     )  # fmt: skip
+    # The processes' own store anew at each start: in the agents' they would find addresses of those before them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if nodes > 1:
         say(f"train: meeting {nodes - 1} other machines at {endpoint}")
     with tempfile.TemporaryDirectory(prefix="nothing-gpt-ranks-") as logs:

@@ -150,26 +150,24 @@ class PreferenceTrainer(DPOTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
-        left = self._left()
+        self._left_over = self._left(len(self.train_dataset), self.args.train_batch_size)
         in_all = len(batches) * ranks.count()
         self._rest, self._weight = None, 1.0
-        if (
-            left
-        ):  # the epoch's last update: each of one process's micro-batches counts alike, and what is made up nothing
-            whole = in_all - ranks.count() - (-left // self.args.train_batch_size)
+        if self._left_over:  # an epoch's end: one process's micro-batches count alike, and what is made up nothing
+            whole = in_all - ranks.count() - (-self._left_over // self.args.train_batch_size)
             self._rest, self._weight = batches[-1], in_all / whole
         return batches, items
 
-    def _left(self) -> int:
-        """Of several ranks: how many pairs there are in the row of micro-batches, one a rank, that was read last, if it
-        is not full: 0 otherwise. Accelerate fills it up with pairs from the beginning."""
-        state = self.accelerator.gradient_state
-        return max(state.remainder, 0) if ranks.count() > 1 and state.end_of_dataloader else 0
+    def _left(self, pairs: int, size: int) -> int:
+        """Of several ranks: how many of all `pairs` there are in the row of micro-batches of `size`, one a rank, that
+        was read last, if it is not full: 0 otherwise. Accelerate fills it up with pairs from the beginning."""
+        ended = ranks.count() > 1 and self.accelerator.gradient_state.end_of_dataloader
+        return pairs % (size * ranks.count()) if ended else 0
 
-    def _pieces(self, batch: dict[str, torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], int]]:
+    def _pieces(self, batch: dict[str, torch.Tensor], left: int) -> list[tuple[dict[str, torch.Tensor], int]]:
         """A micro-batch of such a row in pieces as long on one rank as on another, which TRL's figures want: each is
         all this rank's own, or all made up. With each how many pairs of it are own."""
-        left, size = self._left(), len(batch["input_ids"]) // 2
+        size = len(batch["input_ids"]) // 2
         own = min(max(left - ranks.number() * size, 0), size)
         cuts = [left % size, size - left % size] if left % size else [size]
         sides = {name: [side.split(cuts) for side in tensor.split(size)] for name, tensor in batch.items()}
@@ -186,7 +184,7 @@ class PreferenceTrainer(DPOTrainer):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         if inputs is not self._rest:
             return self._finite(super().training_step(model, inputs, *args, **kwargs))
-        pieces, weight, losses = self._pieces(inputs), self._weight, []
+        pieces, weight, losses = self._pieces(inputs, self._left_over), self._weight, []
         own = sum(pairs for _, pairs in pieces)
         for piece, pairs in pieces:
             self._weight = weight * pairs / own if own else 0.0
@@ -214,7 +212,8 @@ class PreferenceTrainer(DPOTrainer):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         answer: Any = None
-        pieces = self._pieces(inputs) if self._left() else [(inputs, len(inputs["input_ids"]) // 2)]
+        left = self._left(len(self.eval_dataset), self.args.eval_batch_size)
+        pieces = self._pieces(inputs, left) if left else [(inputs, len(inputs["input_ids"]) // 2)]
         for piece, pairs in pieces:
             answer = super().prediction_step(model, piece, *args, **kwargs)
             self._evaluated += torch.tensor([answer[0].item() * pairs, pairs], dtype=torch.double)

@@ -114,7 +114,7 @@ def test_a_group_that_lost_a_process_goes_on_from_its_last_checkpoint(uneven: Pa
     training = tiny.training(uneven, tmp_path, gpus=2, **SHAPE)
     options, environment = ordered(training)
     with program(tmp_path, options, environment) as child:
-        code = child.wait(300)
+        code = child.wait(90)
     log = child.log.read_text()
     assert code == 0, log
     assert (tmp_path / "once").exists()
@@ -140,7 +140,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
         wait_until((tmp_path / "once").exists, first, second)
         os.kill(second.pid, signal.SIGKILL)
         third = machine(2, 1)
-        codes = [child.wait(300) for child in (first, third)]
+        codes = [child.wait(90) for child in (first, third)]
     assert codes == [0, 0], (first.log.read_text(), third.log.read_text())
     assert "going on from checkpoint-2" in first.log.read_text()
     check_equal(trainings[0].output, one)
