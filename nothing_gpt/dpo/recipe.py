@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nothing_gpt import ranks
+from nothing_gpt import ranks, sharding
 from nothing_gpt.adapters import (
     CONFIG,
     MARGINS,
@@ -247,7 +247,10 @@ def build_trainer(
             with surviving_store("what is prepared is made anew, for the store's copy cannot be had"):
                 fetch_folder(training.store, key, prepared)
         train_set, val_set = dataset(train_rows, prepared), dataset(val_rows, prepared)
-    policy = load_policy(training.base, training.revision, training.start, settings.quantization, settings.bf16)
+    sharded = sharding.arguments(training.base, training.revision, settings)
+    policy = load_policy(
+        training.base, training.revision, training.start, settings.quantization, settings.bf16, bool(sharded)
+    )
     trainer = PreferenceTrainer(
         model=policy,
         processing_class=tokenizer,
@@ -272,10 +275,10 @@ def build_trainer(
             report_to=[],
             disable_tqdm=True,
             gradient_accumulation_steps=settings.gradient_accumulation_steps // ranks.count(),
-            # TRL leaves what it computed on the first machine's disk alone.
-            precompute_ref_log_probs=settings.precompute_ref_log_probs and settings.nodes == 1,
             ddp_find_unused_parameters=False,
             **settings.model_dump(exclude=OURS),
+            # TRL leaves what it computed on the first machine's disk alone.
+            **{"precompute_ref_log_probs": settings.precompute_ref_log_probs and settings.nodes == 1, **sharded},
         ),
     )
     train_in_float32(policy)
