@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(600), pytest.mark.usefixtures("alone")]
 
-SHAPE = {"gradient_accumulation_steps": 4, "save_steps": 2, "eval_steps": 3, "logging_steps": 2}
+SHAPE: dict[str, Any] = {"gradient_accumulation_steps": 4, "save_steps": 2, "eval_steps": 3, "logging_steps": 2}
 STEPS = 6
 """21 pairs, 8 an update, 2 epochs: the last update of each has 5, in micro-batches of 2, 2 and 1."""
 ENDED_AT = 3
