@@ -10,10 +10,10 @@ the last whole checkpoint. What no other try would mend ends the group.
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch.distributed.elastic.agent.server import WorkerGroup, WorkerSpec
-from torch.distributed.elastic.agent.server.api import RunResult
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
@@ -34,8 +34,8 @@ FINAL = (FatalError.exit_code, 2)
 class Agent(LocalElasticAgent):
     """torchrun's agent, which does not try again what cannot be mended so."""
 
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+    def _monitor_workers(self, *group: Any) -> Any:
+        result: Any = super()._monitor_workers(*group)
         if any(failure.exitcode in FINAL for failure in result.failures.values()):
             self._remaining_restarts = 0
         return result
@@ -75,7 +75,7 @@ def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
                 "train", gpus, handler, entrypoint=command[0], args=tuple(command[1:]), max_restarts=RESTARTS,
                 monitor_interval=0.2, local_addr=parameters.local_addr,
             )  # fmt: skip
-            result = Agent(spec, DefaultLogsSpecs(log_dir=logs)).run()
+            result: Any = Agent(spec, DefaultLogsSpecs(log_dir=logs)).run()
             handler.shutdown()
         except SignalException:  # without `shutdown`: the others wait for us to come again
             return TransientError.exit_code

@@ -139,7 +139,8 @@ class PreferenceTrainer(DPOTrainer):
         set_seed(self.args.seed)
         # An evaluation before it prepared the model without what sums the ranks' gradients, and accelerate would leave
         # it so: each rank would train for itself.
-        self.model._is_accelerate_prepared = False
+        model: Any = self.model
+        model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
@@ -223,8 +224,9 @@ class PreferenceTrainer(DPOTrainer):
         """As transformers', but for the loss: the mean over all pairs, however they are spread over batches and
         ranks."""
         self._evaluated = torch.zeros(2, dtype=torch.double)
-        output = super().evaluation_loop(*args, **kwargs)
-        loss, pairs = self.accelerator.reduce(self._evaluated.to(self.args.device)).tolist()
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        sums: Any = self.accelerator.reduce(self._evaluated.to(self.args.device))
+        loss, pairs = sums.tolist()
         output.metrics["eval_loss"] = loss / pairs
         return output
 
@@ -254,5 +256,6 @@ class PreferenceTrainer(DPOTrainer):
                 )
             chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
             ratios = (chosen - reference_chosen) - (rejected - reference_rejected)
-            margins.extend(self.accelerator.gather_for_metrics(self.beta * ratios).tolist())
+            gathered: Any = self.accelerator.gather_for_metrics(self.beta * ratios)
+            margins.extend(gathered.tolist())
         return margins

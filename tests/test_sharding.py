@@ -29,5 +29,6 @@ def test_a_model_is_sharded_where_a_gpu_has_no_room_for_it(
 
 
 def test_one_that_does_not_fit_even_so_is_refused_with_what_to_change() -> None:
-    with pytest.raises(FatalError, match="takes 140 GB, and 4 GPUs of 24 GB give it 64; set training.quant"):
+    said = r"takes 140 GB, and 4 GPUs of 24 GB give it 64; set training.quantization=nf4, or more"
+    with pytest.raises(FatalError, match=said):
         is_sharded(70 * 10**9, TrainingSettings(), L4, 4)

@@ -128,7 +128,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
 ) -> None:
     """Two machines of one process each; the second is killed, agent and all, and comes again with empty disks."""
     store, endpoint = open_store(str(tmp_path / "store")), f"127.0.0.1:{free_port()}"
-    trainings = [tiny.training(uneven, tmp_path / str(index), store, nodes=2, **SHAPE) for index in range(3)]
+    trainings = [tiny.training(uneven, tmp_path / str(index), store=store, nodes=2, **SHAPE) for index in range(3)]
     with ExitStack() as stack:
 
         def machine(place: int, index: int) -> Child:
@@ -149,7 +149,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
 
 
 def test_what_cannot_be_mended_is_not_tried_again(uneven: Path, tmp_path: Path) -> None:
-    training = tiny.training(uneven, tmp_path, gpus=2, **SHAPE | {"max_length": 8})
+    training = tiny.training(uneven, tmp_path, gpus=2, **(SHAPE | {"max_length": 8}))
     options, environment = ordered(training)
     with pytest.raises(FatalError, match=r"train.jsonl: 21 of 21 pairs are longer than training.max_length = 8"):
         run_module("nothing_gpt.dpo.train", options, environment, tmp_path / "log")
