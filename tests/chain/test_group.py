@@ -149,7 +149,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
 
 
 def test_what_cannot_be_mended_is_not_tried_again(uneven: Path, tmp_path: Path) -> None:
-    training = tiny.training(uneven, tmp_path, gpus=2, **(SHAPE | {"max_length": 8}))
+    training = tiny.training(uneven, tmp_path, gpus=2, gradient_accumulation_steps=4, max_length=8)
     options, environment = ordered(training)
     with pytest.raises(FatalError, match=r"train.jsonl: 21 of 21 pairs are longer than training.max_length = 8"):
         run_module("nothing_gpt.dpo.train", options, environment, tmp_path / "log")
