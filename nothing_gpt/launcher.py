@@ -34,7 +34,7 @@ FINAL = (FatalError.exit_code, 2)
 class Agent(LocalElasticAgent):
     """torchrun's agent, which does not try again what cannot be mended so."""
 
-    def _monitor_workers(self, *group: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _monitor_workers(self, *group: Any) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         result: Any = super()._monitor_workers(*group)
         if any(failure.exitcode in FINAL for failure in result.failures.values()):
             self._remaining_restarts = 0
