@@ -107,7 +107,7 @@ def measure(place: Path, run: str, pairs: int, learning_rate: float, seed: int) 
     from transformers import PrinterCallback
     from transformers.trainer_utils import IntervalStrategy
 
-    from nothing_gpt.dpo.train import Training, build_trainer
+    from nothing_gpt.dpo.recipe import Training, build_trainer
     from nothing_gpt.policy import load_tokenizer
 
     cuda = torch.cuda.is_available()

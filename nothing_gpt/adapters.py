@@ -81,15 +81,16 @@ def adapter_digest(folder: Path) -> str:
     return digest({name: file_digest(_file(folder, name)) for name in (CONFIG, WEIGHTS)})
 
 
-def save_adapter(model: "PeftModel", folder: Path) -> None:
-    """Writes a model's trained adapter as vLLM loads it: weights and configuration, and nothing else.
+def save_adapter(model: "PeftModel", folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Writes a model's trained adapter as vLLM loads it: weights and configuration, and nothing else. `weights` are the
+    model's where it does not have them all itself, for they are sharded.
 
     PEFT keeps the target modules as a set, whose order differs from run to run; sorted, equal adapters are equal files.
     """
     modules = model.peft_config["default"].target_modules  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(modules, set):
         model.peft_config["default"].target_modules = sorted(modules)  # pyright: ignore[reportAttributeAccessIssue]
-    model.save_pretrained(str(folder), selected_adapters=["default"])
+    model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     for extra in folder.iterdir():
         if extra.name not in (CONFIG, WEIGHTS):
             extra.unlink()

@@ -36,17 +36,18 @@ class Checkpoints:
         self._store = store
         self._key = f"{FOLDER}/{run}"
 
-    def newest(self) -> Path | None:
-        """The newest whole one of both places, fetched to the local folder; None: training starts anew.
+    def newest(self, at_most: int | None = None) -> Path | None:
+        """The newest whole one of both places, fetched to the local folder; None: training starts anew. With `at_most`
+        none after that step.
 
         Raises:
             TransientError, FatalError: the store fails, and there is none here. Who then started anew would throw away
                 hours that a second try may find.
         """
-        local = newest_whole(self.folder)
+        local = newest_whole(self.folder, at_most)
         try:
             with reporting_disk(self.folder):
-                return self._newer_copy(local) or local
+                return self._newer_copy(local, at_most) or local
         except (NothingGPTError, OSError) as error:
             if local is not None:
                 say(f"train: the store's checkpoints cannot be had ({error}); {local.name} is this machine's newest")
@@ -55,10 +56,12 @@ class Checkpoints:
                 raise TransientError(f"train: the store's checkpoints cannot be had ({error}); run again") from None
             raise
 
-    def _newer_copy(self, local: Path | None) -> Path | None:
+    def _newer_copy(self, local: Path | None, at_most: int | None) -> Path | None:
         for step in self._copies():
             if local and step <= step_of(local):
                 break
+            if at_most is not None and step > at_most:
+                continue
             fetched = self.folder / f"checkpoint-{step}"
             if fetch_folder(self._store, f"{self._key}/{fetched.name}", fetched) and is_whole(fetched):
                 return fetched
@@ -88,10 +91,11 @@ class Checkpoints:
         return sorted((step_of(path) for path in found if _is_named_well(path)), reverse=True)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest whole `checkpoint-<step>` in a trainer's output folder, or None."""
-    newest_first = sorted(filter(_is_named_well, folder.glob("checkpoint-*")), key=step_of, reverse=True)
-    return next((path for path in newest_first if is_whole(path)), None)
+def newest_whole(folder: Path, at_most: int | None = None) -> Path | None:
+    """The newest whole `checkpoint-<step>` in a trainer's output folder, none after step `at_most`; or None."""
+    found = sorted(filter(_is_named_well, folder.glob("checkpoint-*")), key=step_of, reverse=True)
+    allowed = (path for path in found if at_most is None or step_of(path) <= at_most)
+    return next(filter(is_whole, allowed), None)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -51,7 +51,9 @@ def check_device(quantization: str) -> None:
         raise FatalError("training.quantization: nf4 needs a CUDA device, and there is none; set it to none")
 
 
-def load_policy(base: str, revision: str | None, start: Path, quantization: str, bf16: bool = True) -> "PeftModel":
+def load_policy(
+    base: str, revision: str | None, start: Path, quantization: str, bf16: bool = True, sharded: bool = False
+) -> "PeftModel":
     """The base model in bfloat16 on a CUDA device (with `bf16`, else as on a CPU), in float32 on a CPU, or in 4 bits
     (`nf4`: NF4, double quantisation, bfloat16 arithmetic), with the adapter in `start`, trainable. It is given batches
     of pairs alone, and computes a pair's prompt once where its type allows that.
@@ -71,6 +73,7 @@ def load_policy(base: str, revision: str | None, start: Path, quantization: str,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,  # the same bits, as FSDP wants them
     )
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -129,6 +129,12 @@ class Child:
         return [line for line in lines if line.strip()][-n:]
 
 
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the one that started it ends, for one in a session of its own that no
+    leash reaches."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that nothing uses right now. Another program may take it before you do."""
     with socket.socket() as probe:

@@ -42,6 +42,11 @@ class Advance(Protocol):
     def __call__(self, n: int = 1, note: str = "") -> None: ...
 
 
+def hush() -> None:
+    """Nothing is shown from now on: of several processes at one work only one talks."""
+    console.quiet = True
+
+
 def say(message: str) -> None:
     """One line to the person."""
     if CHILD in os.environ:
@@ -159,4 +164,5 @@ def _to_parent(label: str, total: int | None) -> tuple[Show, Close]:
 
 
 def _tell_parent(**event: object) -> None:
-    print(json.dumps({"nothing_gpt": event}), flush=True)
+    if not console.quiet:
+        print(json.dumps({"nothing_gpt": event}), flush=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from nothing_gpt import ranks
 from nothing_gpt.progress import say
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ PROJECT = "nothing-gpt"
 
 
 class Tracking:
-    """One run's events in `folder`: `tensorboard/`, and `wandb/` in a form of its own. A context manager.
+    """One run's events in `folder`, of its first rank alone: `tensorboard/`, and `wandb/` in a form of its own. A
+    context manager.
 
     `run` is the run's fingerprint: its name and its id, so that a resumed run goes on in the same place. `first_step`
     is the step that it goes on after; what was logged beyond it is hidden.
@@ -36,6 +38,10 @@ class Tracking:
         self._said = False
 
     def __enter__(self) -> Self:
+        self._wandb = None
+        self._online = False
+        if not ranks.is_first():
+            return self
         self._folder.mkdir(parents=True, exist_ok=True)
         online = bool(os.environ.get("WANDB_API_KEY")) and os.environ.get("WANDB_MODE", "online") == "online"
         self._wandb = self._start("online") if online else None
@@ -63,6 +69,8 @@ class Tracking:
         """What tells both about a `transformers.Trainer`'s log."""
         from transformers.integrations.integration_utils import WandbCallback
 
+        if not ranks.is_first():
+            return []
         callbacks: list[Any] = []
         for make in (self._tensorboard, *([WandbCallback] if self._wandb else [])):
             with self._guarded():

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, set_seed
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from nothing_gpt import ranks
 from nothing_gpt.checkpoints import Checkpoints
 from nothing_gpt.errors import FatalError, stop_at_once
 from nothing_gpt.pair_batches import SortedUpdates
@@ -47,6 +48,8 @@ class Survive(TrainerCallback):
     step's end, so that what is gone on from is what an undisturbed run went through. It leaves an evaluation at once,
     and the run that goes on makes up for it.
 
+    Of several ranks all stop at the same step, whichever was asked.
+
     `add` puts more into a checkpoint before it is sealed. `asked` says that the process was asked to stop in training.
     """
 
@@ -69,23 +72,29 @@ class Survive(TrainerCallback):
         args.eval_on_start = bool(due) and not done
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self._anyone_asked():
             self._leave(control)
         if control.should_save or control.should_evaluate:
             control.should_log = True  # or the steps since the last log would be in no log after a resume
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self._anyone_asked():
             self._leave(control)
             raise EvaluationLeft
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._add(checkpoint)
-        self._checkpoints.keep(checkpoint)
+        ranks.meet()  # each has put its own into it
+        if ranks.is_first():
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._add(checkpoint)
+            self._checkpoints.keep(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = False
+
+    def _anyone_asked(self) -> bool:
+        self.asked = ranks.anyone(self.asked)
+        return self.asked
 
     def _leave(self, control: Any) -> None:
         control.should_save = control.should_training_stop = True
@@ -128,16 +137,62 @@ class PreferenceTrainer(DPOTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         set_seed(self.args.seed)
+        # An evaluation before it prepared the model without what sums the ranks' gradients, and accelerate would leave
+        # it so: each rank would train for itself.
+        model: Any = self.model
+        model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
         pairs = self.train_dataset if train_dataset is None else train_dataset
         sides = zip(pairs["prompt_ids"], pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
-        update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * ranks.count()
         return SortedUpdates([sum(map(len, pair)) for pair in sides], update, self.args.seed)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._left_over = self._left(len(self.train_dataset), self.args.train_batch_size)
+        in_all = len(batches) * ranks.count()
+        self._rest, self._weight = None, 1.0
+        if self._left_over:  # an epoch's end: one process's micro-batches count alike, and what is made up nothing
+            whole = in_all - ranks.count() - (-self._left_over // self.args.train_batch_size)
+            self._rest, self._weight = batches[-1], in_all / whole
+        return batches, items
+
+    def _left(self, pairs: int, size: int) -> int:
+        """Of several ranks: how many of all `pairs` there are in the row of micro-batches of `size`, one a rank, that
+        was read last, if it is not full: 0 otherwise. Accelerate fills it up with pairs from the beginning."""
+        ended = ranks.count() > 1 and self.accelerator.gradient_state.end_of_dataloader
+        return pairs % (size * ranks.count()) if ended else 0
+
+    def _pieces(self, batch: dict[str, torch.Tensor], left: int) -> list[tuple[dict[str, torch.Tensor], int]]:
+        """A micro-batch of such a row in pieces as long on one rank as on another, which TRL's figures want: each is
+        all this rank's own, or all made up. With each how many pairs of it are own."""
+        size = len(batch["input_ids"]) // 2
+        own = min(max(left - ranks.number() * size, 0), size)
+        cuts = [left % size, size - left % size] if left % size else [size]
+        sides = {name: [side.split(cuts) for side in tensor.split(size)] for name, tensor in batch.items()}
+        pieces = [
+            {name: torch.cat([side[i] for side in both]) for name, both in sides.items()} for i in range(len(cuts))
+        ]
+        first = min(own, cuts[0])
+        return list(zip(pieces, [first, own - first], strict=False))
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, *args, **kwargs)
+        return loss * self._weight if model.training else loss
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if inputs is not self._rest:
+            return self._finite(super().training_step(model, inputs, *args, **kwargs))
+        pieces, weight, losses = self._pieces(inputs, self._left_over), self._weight, []
+        own = sum(pairs for _, pairs in pieces)
+        for piece, pairs in pieces:
+            self._weight = weight * pairs / own if own else 0.0
+            losses.append(super().training_step(model, piece, *args, **kwargs))
+        return self._finite(torch.stack(losses).sum())
+
+    def _finite(self, loss: torch.Tensor) -> torch.Tensor:
         if not torch.isfinite(loss):
             raise FatalError(
                 f"train: the loss of step {self.state.global_step + 1} is {loss.item()}; lower training.learning_rate "
@@ -156,11 +211,34 @@ class PreferenceTrainer(DPOTrainer):
         finally:
             self.loss_weights = weights
 
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        answer: Any = None
+        left = self._left(len(self.eval_dataset), self.args.eval_batch_size)
+        pieces = self._pieces(inputs, left) if left else [(inputs, len(inputs["input_ids"]) // 2)]
+        for piece, pairs in pieces:
+            answer = super().prediction_step(model, piece, *args, **kwargs)
+            self._evaluated += torch.tensor([answer[0].item() * pairs, pairs], dtype=torch.double)
+        return answer
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but for the loss: the mean over all pairs, however they are spread over batches and
+        ranks."""
+        self._evaluated = torch.zeros(2, dtype=torch.double)
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        sums: Any = self.accelerator.reduce(self._evaluated.to(self.args.device))
+        loss, pairs = sums.tolist()
+        output.metrics["eval_loss"] = loss / pairs
+        return output
+
+    def whole_adapter(self) -> dict[str, Any] | None:
+        """The policy's weights where they are sharded over the ranks, gathered by all of them; else None."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+
     def pair_margins(self) -> list[float]:
         """Reward margin of each validation pair: beta times the difference of the two log-ratios (equation 7 of the
         DPO paper: the argument of its sigmoid)."""
         margins: list[float] = []
-        model: Any = self.model
+        model: Any = self.model_wrapped
         model.eval()
         for batch in self.get_eval_dataloader():
             if self.precompute_ref_logps:
@@ -178,5 +256,6 @@ class PreferenceTrainer(DPOTrainer):
                 )
             chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
             ratios = (chosen - reference_chosen) - (rejected - reference_rejected)
-            margins.extend((self.beta * ratios).tolist())
+            gathered: Any = self.accelerator.gather_for_metrics(self.beta * ratios)
+            margins.extend(gathered.tolist())
         return margins

@@ -95,10 +95,11 @@ def smaller(settings: TrainingSettings) -> list[str]:
     micro, evaluated = settings.per_device_train_batch_size, settings.per_device_eval_batch_size
     advice: list[str] = []
     if micro > 1:
-        accumulation = -(-micro * settings.gradient_accumulation_steps // (micro // 2))
+        processes = settings.gpus * settings.nodes
+        each = -(-micro * settings.gradient_accumulation_steps // (micro // 2 * processes))
         advice += [
             f"training.per_device_train_batch_size={micro // 2}",
-            f"training.gradient_accumulation_steps={accumulation}",
+            f"training.gradient_accumulation_steps={each * processes}",
         ]
     if evaluated > 1:
         advice.append(f"training.per_device_eval_batch_size={evaluated // 2}")

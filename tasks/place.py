@@ -327,7 +327,8 @@ class GKEPlace(LocalPlace):
             say(line)
             log.info(line)
 
-        GKE(place.gke, on_line=show).run(fingerprint, store, self.image.uri, replace=True)
+        gpus, nodes = self.settings.training.gpus, self.settings.training.nodes
+        GKE(place.gke, on_line=show).run(fingerprint, store, self.image.uri, True, gpus, nodes)
 
     def name_copy(self, stage: str, key: str | None) -> None:
         name_copy(self.workshop, stage, key)

@@ -40,6 +40,12 @@ def test_a_later_file_changes_single_keys_of_an_earlier_one(file: Path, tmp_path
     assert (settings.training.beta, settings.training.seed, settings.sampling.temperature) == (0.2, 1, 0.7)
 
 
+def test_an_update_that_cannot_be_shared_by_the_processes_is_refused() -> None:
+    assert load_settings(overrides=["training.gpus=2", "training.nodes=2"]).training.nodes == 2
+    with pytest.raises(FatalError, match=r"=4 cannot be shared by gpus x nodes = 3 processes; set it to a multiple"):
+        load_settings(overrides=["training.gpus=3"])
+
+
 def test_label_smoothing_is_refused_where_the_loss_would_ignore_it() -> None:
     assert "label_smoothing is for loss_type=robust" in refused("training.label_smoothing=0.1")
     assert load_settings(None, ["training.label_smoothing=0.1", "training.loss_type=robust"])

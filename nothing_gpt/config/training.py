@@ -108,6 +108,20 @@ class TrainingSettings(Group):
         "Off: all in float32, with twice the memory, for a device that has no bfloat16 (older than Ampere). A CPU "
         "computes in float32.",
     )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="GPUs a machine, each with a process of its own; without a GPU, processes on the CPU. They share "
+        "gradient_accumulation_steps, so an update has the same pairs on one GPU as on many.",
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Machines, with the same GPUs each. gke only: pods of one Indexed Job; one that is taken away is "
+        "replaced, and all go on from the last checkpoint.",
+    )
     eval_steps: int = Field(default=25, ge=1, description="Evaluate every so many steps; 50 for long runs.")
     save_steps: int = Field(
         default=25, ge=1, description="Checkpoint every so many steps; a preemption repeats at most these."
@@ -120,6 +134,17 @@ class TrainingSettings(Group):
         description="What the round starts from, samples with and is compared to. 0: the SFT adapter. n: the promoted "
         "version n (`nothing-gpt adapters list`), for a second round on its own completions.",
     )
+
+    @model_validator(mode="after")
+    def _an_update_can_be_shared(self) -> Self:
+        processes = self.gpus * self.nodes
+        if self.gradient_accumulation_steps % processes:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} cannot be shared by gpus x nodes = "
+                f"{processes} processes; set it to a multiple of {processes}, with per_device_train_batch_size so that "
+                "their product is the pairs an update"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_robust_is_smoothed(self) -> Self:

@@ -26,7 +26,9 @@ from nothing_gpt.store import Store, open_store, reporting_disk
 
 STAGE = Stage("train", 3)
 UNFINGERPRINTED = {"starting_version", "save_steps", "logging_steps", "eval_steps", "per_device_eval_batch_size"}
-"""Settings that change how training is watched, and not what comes of it; the starting adapter is an input."""
+UNFINGERPRINTED |= {"gpus", "nodes"}
+"""Settings that change how training is watched and on how many machines it is, and not what comes of it: an update has
+the same pairs. The starting adapter is an input."""
 JOBS = "jobs"
 BASES = "bases"
 
@@ -43,11 +45,11 @@ class Order(BaseModel):
 
 
 class Train(Protocol):
-    """`train.train`, but for how it is run."""
+    """`train.train`, but for how it is run; or `train.take_part`, which makes no artifact."""
 
     def __call__(
         self, workshop: Workshop, pairs: Artifact, adapter: Artifact, base: Base, settings: TrainingSettings
-    ) -> Artifact: ...
+    ) -> Artifact | None: ...
 
 
 def fingerprinted(settings: TrainingSettings, base: Base) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def train_elsewhere(
     return workshop.made_elsewhere(STAGE, fingerprinted(settings, base), {"pairs": pairs, "adapter": adapter}, order)
 
 
-def fulfil(address: str, job: str, work: Path, train: Train) -> Artifact:
+def fulfil(address: str, job: str, work: Path, train: Train) -> Artifact | None:
     """Does here what the order for the artifact `train/<job>` in the store says. `work` is a folder for scratch files
     and for what is fetched.
 

@@ -8,12 +8,13 @@ is BASE_MODEL, else what the adapter names, and where that is a hub name, BASE_R
 runs it with `--store gs://BUCKET/PREFIX --job FINGERPRINT [--work FOLDER]`: then it does what an order in the store
 says (`order.py`), and publishes there. The policy is the starting adapter, the reference TRL's own frozen copy of it.
 Before the first update the loss must be that of a policy that equals its reference: otherwise it stops. Killed or
-preempted, it goes on from the newest whole checkpoint of the same run. It trains one adapter on one device.
+preempted, it goes on from the newest whole checkpoint of the same run. With training.gpus or training.nodes it starts
+as many processes of itself (`launcher.py`), which share each update's pairs.
 """
 
 import signal
 
-from nothing_gpt.errors import FatalError, TransientError, exits_cleanly, stop_at_once
+from nothing_gpt.errors import FatalError, exits_cleanly, stop_at_once
 
 if __name__ == "__main__":  # before the other imports, which take a second
     signal.signal(signal.SIGTERM, stop_at_once)
@@ -24,64 +25,27 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nothing_gpt.adapters import (
-    CONFIG,
-    MARGINS,
-    METRICS,
-    WEIGHTS,
-    adapter_digest,
-    base_name,
-    changed_share,
-    check_output,
-    publish,
-    save_adapter,
-    validate_adapter,
-)
+from nothing_gpt import ranks
+from nothing_gpt.adapters import METRICS, adapter_digest, base_name, check_output
 from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.bases import Base, known_base
-from nothing_gpt.checkpoints import (
-    COMPLETE,
-    FOLDER,
-    Checkpoints,
-    alone,
-    fetch_folder,
-    is_sealed,
-    keep_folder,
-    seal,
-    step_of,
-    surviving_store,
-)
+from nothing_gpt.checkpoints import Checkpoints, surviving_store
 from nothing_gpt.config import Environment, TrainingSettings
 from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
-from nothing_gpt.intervals import bootstrap_mean, wilson
+from nothing_gpt.dpo.recipe import Training, label_smoothing, recipe
 from nothing_gpt.loading import load_settings
-from nothing_gpt.losses import flip_rate, loss_at_reference
-from nothing_gpt.policy import check_device, load_policy, load_tokenizer, train_in_float32, vocabulary
-from nothing_gpt.preferences import read_pairs
-from nothing_gpt.processes import QUIET, Run
-from nothing_gpt.progress import say
-from nothing_gpt.records import digest, file_digest, write_jsonl
-from nothing_gpt.store import Store, open_store, reporting_disk
-from nothing_gpt.tracking import Tracking
-from nothing_gpt.training_data import check_split, check_tokens, dataset, fit, tokenize
-from nothing_gpt.training_figures import KEY_METRICS, final_figures, out_of_memory, start_figures
+from nothing_gpt.processes import QUIET, Run, die_with_parent
+from nothing_gpt.progress import hush
+from nothing_gpt.records import digest, file_digest
+from nothing_gpt.store import open_store
+from nothing_gpt.training_figures import out_of_memory
 
-if TYPE_CHECKING:
-    from nothing_gpt.trainers import PreferenceTrainer
-
-STEPS = "steps.jsonl"
-STEP0 = "step0.json"
-TRACKING = "tracking"
-OURS = {"starting_version", "quantization", "bf16", "loss_type", "sft_weight", "label_smoothing"}
-OURS |= {"long_pairs", "max_length"}
-"""Settings that TRL's configuration does not have, or that it is given in another form."""
+MODULE = "nothing_gpt.dpo.train"
 
 
 def train(
@@ -99,20 +63,7 @@ def train(
         finished = folder / "_adapter"
         # The trainer publishes it whole or not at all: if it is there, we were killed just after.
         if not finished.exists():
-            settings_file = folder / "_settings.json"
-            values = settings.model_dump(exclude={"starting_version"})  # it is `adapter`
-            settings_file.write_text(json.dumps({"training": values}), encoding="utf-8")
-            places = {
-                "SFT_ADAPTER_PATH": str(workshop.folder(adapter)),
-                "ADAPTER_PATH": str(finished),
-                "DPO_DATA_PATH": str(workshop.folder(pairs)),
-                "BASE_MODEL": base.location,
-                **({"BASE_REVISION": base.revision} if base.revision else {}),
-            }
-            arguments = ["--settings", str(settings_file), "--work", str(folder / "_work")]
-            arguments += ["--run", folder.name, "--store", workshop.store.uri]
-            with out_of_memory(settings):
-                run("nothing_gpt.dpo.train", arguments, places, folder / "_train.log")
+            _run_in(folder, workshop, pairs, adapter, base, settings, run)
         shutil.copytree(finished, folder, dirs_exist_ok=True)
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return {"rows": metrics["train_pairs"], "steps": metrics["steps"]}
@@ -122,24 +73,37 @@ def train(
     return made
 
 
-@dataclass(frozen=True)
-class Training:
-    """One training: from the adapter in `start` and the pairs in `data` to the adapter in `output`.
+def take_part(
+    workshop: Workshop, pairs: Artifact, adapter: Artifact, base: Base, settings: TrainingSettings, run: Run
+) -> None:
+    """As `train`, on another than the first machine of its group: it trains its share, and makes nothing of its own.
+    Raises as `train`."""
+    made = workshop.fingerprint(STAGE, fingerprinted(settings, base), {"pairs": pairs, "adapter": adapter})
+    if workshop.find(STAGE.name, made) is None:
+        folder = workshop.work / "group" / made
+        folder.mkdir(parents=True, exist_ok=True)
+        _run_in(folder, workshop, pairs, adapter, base, settings, run)
 
-    `made_of` is the digest of all that decides what comes of it, `run` its name: the same, or the fingerprint of the
-    artifact that it makes. `work` holds what it needs again after a kill; where `store` is given, so does that.
-    """
 
-    start: Path
-    data: Path
-    output: Path
-    base: str
-    revision: str | None
-    settings: TrainingSettings
-    made_of: str
-    work: Path
-    run: str
-    store: Store | None = None
+def _run_in(
+    folder: Path, workshop: Workshop, pairs: Artifact, adapter: Artifact, base: Base, settings: TrainingSettings,
+    run: Run,
+) -> None:  # fmt: skip
+    """Runs the program with what it reads and writes in `folder`, which is named as the run."""
+    settings_file = folder / "_settings.json"
+    values = settings.model_dump(exclude={"starting_version"})  # it is `adapter`
+    settings_file.write_text(json.dumps({"training": values}), encoding="utf-8")
+    places = {
+        "SFT_ADAPTER_PATH": str(workshop.folder(adapter)),
+        "ADAPTER_PATH": str(folder / "_adapter"),
+        "DPO_DATA_PATH": str(workshop.folder(pairs)),
+        "BASE_MODEL": base.location,
+        **({"BASE_REVISION": base.revision} if base.revision else {}),
+    }
+    arguments = ["--settings", str(settings_file), "--work", str(folder / "_work")]
+    arguments += ["--run", folder.name, "--store", workshop.store.uri]
+    with out_of_memory(settings):
+        run(MODULE, arguments, places, folder / "_train.log")
 
 
 @exits_cleanly
@@ -167,10 +131,9 @@ def _program(given: Sequence[str]) -> None:
         if not arguments.store:
             parser.error("--job needs --store")
         work = arguments.work or Path(tempfile.mkdtemp(prefix="nothing-gpt-"))
-        fulfil(arguments.store, arguments.job, work, partial(train, run=_in_this_process))
+        part = train if ranks.is_first_machine() else take_part
+        fulfil(arguments.store, arguments.job, work, partial(part, run=_in_this_process))
         return
-    # Of several devices the first: TRL refuses to see more.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     environment = Environment()
     settings = load_settings(arguments.settings).training
     start, output, data = environment.sft_adapter_path, environment.adapter_path, environment.dpo_data_path
@@ -179,10 +142,23 @@ def _program(given: Sequence[str]) -> None:
     output = check_output(output, start, data, *([] if base.revision else [Path(base.location)]))
     made_of = fingerprint(start, data, base, settings)
     run = arguments.run or made_of
+    if ranks.is_rank():
+        die_with_parent()
+        if not ranks.is_first():
+            hush()
+    elif settings.gpus * settings.nodes > 1:
+        from nothing_gpt.launcher import launch  # torch
+
+        code = launch([sys.executable, "-u", "-m", MODULE, *given], run, settings.gpus, settings.nodes)
+        if code:
+            sys.exit(code)  # why is said
+        return
+    else:  # of several devices the first: TRL refuses to see more
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     work = (arguments.work or output.parent) / f".{output.name}.{run}"
     store = open_store(arguments.store) if arguments.store else None
     recipe(Training(start, data, output, base.location, base.revision, settings, made_of, work, run, store))
-    if not arguments.run:  # else who named it looks after its copies, once it has the adapter
+    if ranks.is_first() and not arguments.run:  # else who named it looks after its copies, once it has the adapter
         with surviving_store("the store's copies of the checkpoints are still there"):
             Checkpoints(work, store, run).clear()
 
@@ -207,232 +183,6 @@ def fingerprint(start: Path, data: Path, base: Base, settings: TrainingSettings)
             "pairs": [file_digest(data / name) for name in ("train.jsonl", "val.jsonl")],
         }
     )[:16]
-
-
-def recipe(training: Training) -> None:
-    """Checks, policy, step-0 check, training, figures, publication.
-
-    Raises:
-        FatalError: bad data or adapter, a wrong reference, a loss that is not finite, no change, or too little memory
-            or disk.
-        TransientError: asked to stop, a checkpoint is saved; or another training is at work in the same folder.
-    """
-    train_rows, val_rows = (read_pairs(training.data / name) for name in ("train.jsonl", "val.jsonl"))
-    with alone(training.work):
-        _recipe(training, train_rows, val_rows)
-        shutil.rmtree(training.work, ignore_errors=True)
-
-
-def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list[dict[str, Any]]) -> None:
-    settings, work = training.settings, training.work
-    check_device(settings.quantization)
-    validate_adapter(training.start, Path(training.base) if Path(training.base).is_dir() else None)
-    check_split(train_rows, val_rows)
-    smoothing = label_smoothing(settings, training.data)
-    tokenizer = load_tokenizer(training.base, training.revision)
-    known = vocabulary(training.base, training.revision)
-    counts: Counter[str] = Counter()
-    for rows, name in ((train_rows, "train.jsonl"), (val_rows, "val.jsonl")):
-        tokens = tokenize(tokenizer, rows)
-        check_tokens(tokens, known, name)
-        rows[:] = fit(rows, tokens, settings.max_length, settings.long_pairs, counts, name)
-
-    from nothing_gpt.trainers import ShowSteps, Survive, reporting_full_disk
-
-    checkpoints = Checkpoints(work, training.store, training.run)
-    with reporting_disk(work):
-        checkpoint = checkpoints.newest()
-        if checkpoint and (checkpoint / TRACKING).is_dir() and not (work / TRACKING).exists():  # another machine's
-            shutil.copytree(checkpoint / TRACKING, work / TRACKING)
-    begun = _beginning(checkpoint, training) if checkpoint else {}
-    going_on_after = step_of(checkpoint) if checkpoint else 0
-    tracking = Tracking(work / TRACKING, training.run, tags(training), settings.model_dump(), going_on_after)
-
-    def add(checkpoint: Path) -> None:
-        # For a machine that has nothing else. TensorBoard's file is up to date by now, W&B's may lag behind.
-        (checkpoint / STEP0).write_text(json.dumps({"made_of": training.made_of, "figures": begun}))
-        tracking.leave(checkpoint / TRACKING)
-
-    survive = Survive(checkpoints, add)
-    survive.listen()
-    with reporting_full_disk(work), out_of_memory(settings), tracking:
-        tracking.used("pairs", [training.data / name for name in ("train.jsonl", "val.jsonl")])
-        trainer = build_trainer(training, tokenizer, train_rows, val_rows, smoothing)
-        for callback in (ShowSteps("train"), survive, *tracking.callbacks()):
-            trainer.add_callback(callback)
-        if checkpoint:
-            say(f"train: going on from {checkpoint.name}")
-        else:
-            expected = loss_at_reference(settings.loss_type, settings.beta, smoothing)
-            begun = start_figures(trainer.evaluate(), expected)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if survive.asked:
-            raise TransientError(
-                f"train: stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a "
-                "checkpoint saved; run again to go on"
-            )
-        margins = trainer.pair_margins()
-        figures = {
-            **begun,
-            **final_figures(trainer.state.log_history),
-            **interval("accuracy", wilson(sum(margin > 0 for margin in margins), len(margins))),
-            **interval("margin", bootstrap_mean(margins)),
-            "train_pairs": len(trainer.train_dataset),
-            "val_pairs": len(margins),
-            "pairs_dropped": counts["dropped"],
-            "pairs_truncated": counts["truncated"],
-            "longest_sequence": counts["longest"],
-            "label_smoothing": smoothing,
-            "sft_weight": settings.sft_weight,
-            "warmup_steps": trainer.args.get_warmup_steps(trainer.state.max_steps),
-            "wandb": tracking.url,
-        }
-        finished = finish(training, trainer, figures)
-        measured = zip(map(digest, val_rows), margins, strict=True)
-        write_jsonl(finished / MARGINS, ({"pair": pair, "margin": margin} for pair, margin in measured))
-        tracking.made("adapter", [finished / CONFIG, finished / WEIGHTS, finished / METRICS])
-    tracking.leave(finished / TRACKING)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is shorter than to begin again
-    publish(finished, training.output)
-
-
-def _beginning(checkpoint: Path, training: Training) -> dict[str, float]:
-    """The figures before the first update, as a checkpoint keeps them.
-
-    Raises:
-        FatalError: it is of another training, for the name of this one was given and is not its digest.
-    """
-    begun = json.loads((checkpoint / STEP0).read_bytes())
-    if begun.get("made_of") != training.made_of:
-        raise FatalError(
-            f"train: {checkpoint.name} of the run {training.run} was made of other data, adapter, base or settings; "
-            "give another --run, or none"
-        )
-    return begun["figures"]
-
-
-def label_smoothing(settings: TrainingSettings, data: Path) -> float:
-    """The share of labels taken to be swapped (0 to 0.5); where it is to be measured, from the judge's agreement with
-    itself in `quality.json` beside the pairs.
-
-    Raises:
-        FatalError: it is to be measured, and was not.
-    """
-    if settings.label_smoothing != "measured":
-        return settings.label_smoothing
-    try:
-        agreement = json.loads((data / "quality.json").read_bytes())["agreement"]
-        return flip_rate(float(agreement))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise FatalError(
-            f"{data / 'quality.json'}: holds no agreement of the judge; set training.label_smoothing to a number, or "
-            "make the pairs with judge.votes=2"
-        ) from None
-
-
-def build_trainer(
-    training: Training,
-    tokenizer: Any,
-    train_rows: list[dict[str, Any]],
-    val_rows: list[dict[str, Any]],
-    smoothing: float,
-) -> "PreferenceTrainer":
-    """TRL's trainer of the policy, its data tokenised and its reference's log-probabilities known: computed now, or
-    found where an earlier attempt left them.
-
-    Raises:
-        FatalError: as `load_policy`.
-    """
-    import torch
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
-    from nothing_gpt.trainers import PreferenceTrainer, check_float32
-
-    settings, cuda = training.settings, torch.cuda.is_available()
-    prepared, key = training.work / "prepared", f"{FOLDER}/{training.run}/prepared"
-    if not is_sealed(prepared):
-        shutil.rmtree(prepared, ignore_errors=True)
-        prepared.parent.mkdir(parents=True, exist_ok=True)
-        with surviving_store("what is prepared is made anew, for the store's copy cannot be had"):
-            fetch_folder(training.store, key, prepared)
-    policy = load_policy(training.base, training.revision, training.start, settings.quantization, settings.bf16)
-    trainer = PreferenceTrainer(
-        model=policy,
-        processing_class=tokenizer,
-        train_dataset=dataset(train_rows, prepared),
-        eval_dataset=dataset(val_rows, prepared),
-        # Cut here, and not by DPOConfig.max_length: with that, TRL's cache of what it computed depends on the whole
-        # configuration, the output folder included.
-        # Padded with any token, for padding is masked; one that was added to a tokenizer the model may not know.
-        data_collator=DataCollatorForPreference(pad_token_id=0, max_length=settings.max_length),
-        args=DPOConfig(
-            output_dir=str(training.work),
-            loss_type=[settings.loss_type, "sft"],
-            loss_weights=[1.0, settings.sft_weight],
-            label_smoothing=smoothing,
-            max_length=None,
-            bf16=cuda and settings.bf16,
-            use_cpu=not cuda,
-            eval_strategy="steps",
-            save_strategy="steps",
-            save_total_limit=2,
-            logging_nan_inf_filter=False,
-            report_to=[],
-            disable_tqdm=True,
-            **settings.model_dump(exclude=OURS),
-        ),
-    )
-    train_in_float32(policy)
-    check_float32(trainer.model)
-    seal(prepared)
-    if training.store is not None:
-        with surviving_store("what is prepared is on this machine only"):
-            if not training.store.read(f"{key}/{COMPLETE}"):
-                keep_folder(training.store, key, prepared)
-    return trainer
-
-
-def finish(training: Training, trainer: "PreferenceTrainer", figures: dict[str, Any]) -> Path:
-    """A folder in `work` with the adapter, validated, its metrics and its log.
-
-    Raises:
-        FatalError: the adapter is not finite, or is still the starting one.
-    """
-    finished = training.work / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
-    policy: Any = trainer.model
-    save_adapter(policy, finished)
-    validate_adapter(finished)
-    changed = changed_share(training.start, finished)
-    if changed == 0:
-        raise FatalError("train: the adapter did not change; raise training.learning_rate or training.num_train_epochs")
-    revision = getattr(policy.config, "_commit_hash", None)
-    figures = {**figures, "changed_share": changed, "base_revision": revision}
-    (finished / METRICS).write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    before = {"step": 0, **{f"eval_{theirs}": figures[f"step0_{ours}"] for theirs, ours in KEY_METRICS.items()}}
-    log = [before, *trainer.state.log_history]
-    for row in log:
-        if "train_loss" in row:  # the trainer's own mean is over the steps since a resume
-            row["train_loss"] = figures["train_loss"]
-    write_jsonl(finished / STEPS, map(_without_timing, log))
-    return finished
-
-
-def tags(training: Training) -> list[str]:
-    """What a run is found by, beside its fingerprint."""
-    settings = training.settings
-    return [training.run, settings.loss_type, f"beta {settings.beta:g}", f"seed {settings.seed}"]
-
-
-def interval(name: str, estimate: Any) -> dict[str, Any]:
-    """An estimate on the validation pairs as it stands in `metrics.json`."""
-    return {f"eval_{name}": estimate.value, f"eval_{name}_ci": [estimate.low, estimate.high]}
-
-
-def _without_timing(row: dict[str, Any]) -> dict[str, Any]:
-    timed = ("_runtime", "_per_second", "_preparation_time", "total_flos", "num_tokens")
-    return {name: value for name, value in row.items() if not name.endswith(timed)}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
@@ -42,8 +43,11 @@ class GKE:
     def _api(self) -> Api:
         return Api(self._settings.context, self._settings.namespace, self._patience.request)
 
-    def run(self, fingerprint: str, store: str, image: str, replace: bool = False) -> None:
-        """Returns when the Job that makes `fingerprint` in `store` (an address), in this `image`, has succeeded.
+    def run(
+        self, fingerprint: str, store: str, image: str, replace: bool = False, gpus: int = 1, nodes: int = 1
+    ) -> None:
+        """Returns when the Job that makes `fingerprint` in `store` (an address), in this `image`, has succeeded: on
+        `nodes` machines with `gpus` GPUs each.
 
         A Job that is there already is waited for; one that failed is made anew, and with `replace` also one that
         succeeded (what it made is gone). Whatever interrupts this (Ctrl-C, a cancelled flow) deletes the Job, and none
@@ -54,9 +58,9 @@ class GKE:
                 deleted it.
             FatalError: it failed, or cannot start; the message says why and what to do.
         """
-        job = None
+        body, job = manifest(self._settings, fingerprint, store, image, gpus, nodes), None
         try:
-            job = patiently(lambda: self._submit(fingerprint, store, image, replace), self._patience.submit, self._say)
+            job = patiently(lambda: self._submit(body, fingerprint, store, replace), self._patience.submit, self._say)
             if not job.succeeded:
                 waiting = Waiting(self._api, job, self._settings, self._say, self._on_line, self._patience)
                 waiting.to_the_end()
@@ -104,9 +108,8 @@ class GKE:
             f"no Job {name} in namespace {self._settings.namespace}; `nothing-gpt jobs list` shows what there is"
         )
 
-    def _submit(self, fingerprint: str, store: str, image: str, replace: bool) -> JobState:
+    def _submit(self, body: dict[str, Any], fingerprint: str, store: str, replace: bool) -> JobState:
         """The Job, new or found."""
-        body = manifest(self._settings, fingerprint, store, image)
         name, namespace = body["metadata"]["name"], self._settings.namespace
         while True:
             try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nothing_gpt.dpo.train import Training
+from nothing_gpt.dpo.recipe import Training
 from tests.chain import tiny
 
 

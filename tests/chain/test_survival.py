@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nothing_gpt.adapters import CONFIG, validate_adapter
-from nothing_gpt.dpo.train import METRICS, STEPS, Training, recipe
+from nothing_gpt.dpo.recipe import METRICS, STEPS, Training, recipe
 from nothing_gpt.errors import TransientError
 from nothing_gpt.records import read_jsonl
 from tests.chain import tiny

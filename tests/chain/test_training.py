@@ -24,7 +24,7 @@ from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.bases import Base
 from nothing_gpt.checkpoints import Checkpoints, newest_whole
 from nothing_gpt.dpo import train as library
-from nothing_gpt.dpo.train import METRICS, STEPS, Training, recipe
+from nothing_gpt.dpo.recipe import METRICS, STEPS, Training, recipe
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import run_module
 from nothing_gpt.losses import loss_at_reference

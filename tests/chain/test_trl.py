@@ -8,8 +8,8 @@ import pytest
 
 from nothing_gpt.adapters import WEIGHTS
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.dpo import train as library
-from nothing_gpt.dpo.train import Training
+from nothing_gpt.dpo import recipe as library
+from nothing_gpt.dpo.recipe import Training
 from nothing_gpt.losses import LogRatios, loss_at_reference, preference_loss
 from nothing_gpt.training_figures import start_figures
 from tests.chain import tiny

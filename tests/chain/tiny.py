@@ -7,7 +7,8 @@ from typing import Any
 
 from nothing_gpt.bases import known_base
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.dpo.train import Training, build_trainer, fingerprint
+from nothing_gpt.dpo.recipe import Training, build_trainer
+from nothing_gpt.dpo.train import fingerprint
 from nothing_gpt.policy import load_tokenizer
 from nothing_gpt.preferences import read_pairs
 from nothing_gpt.store import Store

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from nothing_gpt.artifacts import Stage, Workshop
 from nothing_gpt.bases import Base
 from nothing_gpt.config import TrainingSettings
-from nothing_gpt.dpo import train
-from nothing_gpt.dpo.train import Training, fingerprint, label_smoothing, main
+from nothing_gpt.dpo import recipe, train
+from nothing_gpt.dpo.recipe import Training, label_smoothing
+from nothing_gpt.dpo.train import fingerprint, main
 from nothing_gpt.errors import FatalError
 from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate
@@ -97,7 +98,7 @@ def refused(program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureF
 def test_bad_pairs_end_it_with_one_clear_line_before_anything_else_is_done(
     refused: Callable[..., str], text: str | None, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "validate_adapter", lambda *_: pytest.fail("torch was imported"))
+    monkeypatch.setattr(recipe, "validate_adapter", lambda *_: pytest.fail("torch was imported"))
     assert complaint in refused(text)
     assert not list(tmp_path.glob(".out*"))
 
@@ -200,7 +201,7 @@ def test_a_work_folder_that_is_given_is_never_itself_deleted(
     program: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It held the adapter that was just published, or whatever else was there."""
-    monkeypatch.setattr(train, "_recipe", lambda training, *_: training.output.mkdir())
+    monkeypatch.setattr(recipe, "_recipe", lambda training, *_: training.output.mkdir())
     assert program("--work", str(tmp_path)) == 0
     assert (tmp_path / "out").is_dir()
     assert (tmp_path / "train.jsonl").is_file()

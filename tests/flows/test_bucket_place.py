@@ -56,7 +56,7 @@ class Cluster:
         self.on_line = on_line
         return self
 
-    def run(self, fingerprint: str, store: str, image: str, replace: bool) -> None:
+    def run(self, fingerprint: str, store: str, image: str, replace: bool, gpus: int, nodes: int) -> None:
         assert replace
         self.jobs.append((fingerprint, store, image))
         self.on_line("train: a line of the pod's log")

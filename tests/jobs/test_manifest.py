@@ -10,6 +10,7 @@ import yaml
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.kube.manifest import job_name, manifest
+from nothing_gpt.ranks import ENDPOINT
 from tests.jobs.conftest import IMAGE, MANIFEST, STORE
 
 FINGERPRINT = "0123abcd" * 8
@@ -21,6 +22,49 @@ def job(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "by hand":
         return yaml.safe_load(MANIFEST.read_text())
     return manifest(SETTINGS, FINGERPRINT[:20], STORE, IMAGE)
+
+
+@pytest.fixture
+def group() -> dict[str, Any]:
+    """Two machines of four GPUs."""
+    return manifest(SETTINGS, FINGERPRINT[:20], STORE, IMAGE, gpus=4, nodes=2)
+
+
+def test_a_job_of_several_machines_is_a_valid_indexed_job(group: dict[str, Any]) -> None:
+    kubernetes_validate.validate(group, kubernetes_validate.latest_version(), strict=True)
+    spec = group["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+
+
+def test_each_of_its_pods_takes_as_much_as_its_processes_do(group: dict[str, Any], job: dict[str, Any]) -> None:
+    taken, single = (one["spec"]["template"]["spec"]["containers"][0]["resources"] for one in (group, job))
+    assert single["requests"] == {"cpu": "3", "memory": "12Gi", "ephemeral-storage": "30Gi", "nvidia.com/gpu": 1}
+    assert taken["requests"] == {"cpu": "12", "memory": "48Gi", "ephemeral-storage": "30Gi", "nvidia.com/gpu": 4}
+    assert taken["limits"] == {"memory": "48Gi", "ephemeral-storage": "30Gi", "nvidia.com/gpu": 4}
+
+
+def test_its_pods_meet_at_the_first_by_the_headless_service(group: dict[str, Any]) -> None:
+    """https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode: an Indexed Job's pod has the host
+    name JOB-INDEX, and with a subdomain, which is a headless Service's name, that is an address."""
+    (service,) = yaml.safe_load_all((MANIFEST.parent / "training.yaml").read_text())
+    pod = group["spec"]["template"]
+    (port,) = service["spec"]["ports"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["subdomain"] == service["metadata"]["name"]
+    (container,) = pod["spec"]["containers"]
+    assert {"name": port["targetPort"], "containerPort": port["port"]} in container["ports"]
+    (meeting,) = [one["value"] for one in container["env"] if one["name"] == ENDPOINT]
+    assert meeting == f"{group['metadata']['name']}-0.{service['metadata']['name']}:{port['port']}"
+    assert len(f"{group['metadata']['name']}-63") <= 63
+
+
+def test_a_job_of_one_machine_has_none_of_that() -> None:
+    job = manifest(SETTINGS, FINGERPRINT[:20], STORE, IMAGE, gpus=2)
+    assert "completionMode" not in job["spec"]
+    assert "subdomain" not in job["spec"]["template"]["spec"]
+    assert not any(one["name"] == ENDPOINT for one in job["spec"]["template"]["spec"]["containers"][0]["env"])
 
 
 def test_it_is_valid_strictly(job: dict[str, Any]) -> None:

@@ -88,6 +88,16 @@ def test_every_deployment_selects_its_own_pods_and_no_others() -> None:
         assert [pod for pod in pods() if selected(selector, pod)] == [deployment["spec"]["template"]]
 
 
+def test_the_pods_of_a_training_talk_to_each_other_and_to_nobody_else() -> None:
+    policy = find("NetworkPolicy", "training")["spec"]
+    (rule,) = policy["ingress"]
+    assert rule == {"from": [{"podSelector": policy["podSelector"]}]}
+    (training,) = read("train-job.yaml")
+    assert [pod for pod in pods() if selected(policy["podSelector"]["matchLabels"], pod)] == [
+        training["spec"]["template"]
+    ]
+
+
 def port(deployment: str, container: str) -> int:
     found = containers(find("Deployment", deployment)["spec"]["template"])
     return next(one["ports"][0]["containerPort"] for one in found if one["name"] == container)

@@ -1,6 +1,7 @@
 """The Job that is submitted: a manifest that a person could apply too, with a run's own values set in it."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import yaml
 from nothing_gpt.config import GKESettings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.jobs.kube.objects import CONTAINER, FINGERPRINT, STORE
+from nothing_gpt.ranks import ENDPOINT
 
 LABELS = {"app.kubernetes.io/name": "nothing-gpt", "app.kubernetes.io/component": "training"}
 """Our Jobs, among others in the namespace."""
+GPU = "nvidia.com/gpu"
+SERVICE, PORT = "training", 29400
+"""Headless Service, and port of the first pod, at which the pods of one training meet; k8s/training.yaml has them."""
 
 
 def job_name(fingerprint: str, store: str) -> str:
@@ -19,8 +24,10 @@ def job_name(fingerprint: str, store: str) -> str:
     return f"train-{_digest(fingerprint)[:16]}-{_digest(store)[:8]}"
 
 
-def manifest(settings: GKESettings, fingerprint: str, store: str, image: str) -> dict[str, Any]:
-    """The Job in `settings.manifest`, filled in.
+def manifest(
+    settings: GKESettings, fingerprint: str, store: str, image: str, gpus: int = 1, nodes: int = 1
+) -> dict[str, Any]:
+    """The Job in `settings.manifest`, filled in: one pod with `gpus` GPUs, or `nodes` of them that meet at the first.
 
     Raises FatalError: there is no such file, or no Job in it whose container we know.
     """
@@ -46,7 +53,29 @@ def manifest(settings: GKESettings, fingerprint: str, store: str, image: str) ->
     spec["activeDeadlineSeconds"] = round(settings.running_hours * 3600)
     container["image"] = image
     container["args"] = ["--store", store, "--job", fingerprint]
+    if gpus > 1:
+        _ask_for(container, gpus)
+    if nodes > 1:
+        _index(job, container, nodes)
     return job
+
+
+def _ask_for(container: dict[str, Any], gpus: int) -> None:
+    """What the container takes, once for each GPU's process; the disk they share."""
+    for asked in container["resources"].values():
+        for name in asked.keys() - {"ephemeral-storage"}:
+            number, unit = re.findall(r"^(\d+)(\w*)$", str(asked[name]))[0]
+            asked[name] = int(number) * gpus if name == GPU else f"{int(number) * gpus}{unit}"
+
+
+def _index(job: dict[str, Any], container: dict[str, Any], nodes: int) -> None:
+    """An Indexed Job: each pod knows its place, and has the host name JOB-PLACE below the headless Service's."""
+    spec = job["spec"]
+    spec.update(completionMode="Indexed", completions=nodes, parallelism=nodes)
+    spec["template"]["spec"]["subdomain"] = SERVICE
+    meeting = f"{job['metadata']['name']}-0.{SERVICE}:{PORT}"
+    container["env"] = [*container.get("env", ()), {"name": ENDPOINT, "value": meeting}]
+    container["ports"] = [{"name": "rendezvous", "containerPort": PORT}]
 
 
 def _digest(text: str) -> str:

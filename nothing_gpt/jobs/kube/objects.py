@@ -7,6 +7,8 @@ from typing import Any, Self
 CONTAINER = "train"
 FINGERPRINT = "nothing-gpt/fingerprint"
 """Label of a Job: what it makes."""
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""Annotation of an Indexed Job's pod: its place."""
 STORE = "nothing-gpt/store"
 """Annotation of a Job: address of the store in which it makes it."""
 
@@ -75,6 +77,8 @@ class PodState:
     """Its node was taken away, it was evicted, or it was deleted: not its own fault."""
     waiting: Reason | None
     """Why it does not start: a container's reason, or the scheduler's."""
+    index: int = 0
+    """Its place among the pods of an Indexed Job; the first talks for all."""
     needs: tuple[tuple[str, str, str], ...] = ()
     """What it does not start without: kind (secret, configmap), name and key."""
 
@@ -103,6 +107,7 @@ class PodState:
             reason,
             disruption is not None or "deletionTimestamp" in metadata or status.get("reason") in DISRUPTIONS,
             None if phase != "Pending" else _waiting(status),
+            int(metadata.get("annotations", {}).get(INDEX, 0)),
             tuple(_needs(pod)),
         )
 

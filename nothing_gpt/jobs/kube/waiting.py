@@ -156,9 +156,9 @@ class Waiting:
             self._say(message)
 
     def _open_next_log(self, events: Watching) -> None:
-        """One log at a time, in the pods' order."""
+        """One log at a time, in the pods' order; of a group's pods the first talks."""
         for pod in self._pods:
-            if pod.started and pod.name not in self._logs_begun:
+            if pod.index == 0 and pod.started and pod.name not in self._logs_begun:
                 self._logs_begun.add(pod.name)
                 self._tail.clear()
                 self._log_open = True
