@@ -68,7 +68,7 @@ def _show(summary: dict[str, Any], store: Store, data: Path) -> None:
     compared = {row["point"]: row.pop(COMPARED) for row in shown}
     table = Table(*(Column(name, overflow="fold") for name in shown[0]), box=None)
     for row in shown:
-        table.add_row(*map(escape, row.values()))
+        table.add_row(*(escape(value.replace(" [", "\n[")) for value in row.values()))  # 80 columns: an interval below
     out.print(table, soft_wrap=False)
     for note in NOTES:
         out.print(note, markup=False, style="dim")
