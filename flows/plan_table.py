@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from flows.expected import TO_DO
 from flows.options import out
-from flows.plan import TO_DO
 from flows.sweep_plan import Shared
 from nothing_gpt.config import Settings
 
