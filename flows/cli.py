@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import typer
-from rich.table import Table
 
 from flows.adapters import adapters
 from flows.options import DEFAULT, EMBEDDED, Overrides, SettingsFiles, load, out, servers, workshop_of
@@ -71,7 +70,11 @@ def run(
     # So that a mistake in one shows before anything is started.
     read_prompts(*map(Path, filter(is_here, settings.prompts.paths)))
     if dry_run:
-        _show_plan(settings, until)
+        from flows.plan import plan
+        from flows.plan_table import show_plan
+        from flows.sweep_plan import Shared
+
+        show_plan([Shared(step, points=[1]) for step in plan(settings, until)], [settings])
         return
     groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
     store = workshop_of(settings).store
@@ -297,24 +300,3 @@ def _show_last_run(settings: Settings, store: Store) -> None:
     shutil.copyfile(page, Path(settings.place.data) / "report.html")
     # Not softly: a soft-wrapped table is cut at the right edge.
     out.print(closing_table(summary, Path(settings.place.data) / "report.html"), soft_wrap=False)
-
-
-def _show_plan(settings: Settings, until: str) -> None:
-    from flows.plan import plan
-
-    steps = plan(settings, until)
-    table = Table("stage", "status", "rows", "calls", "expected USD", box=None)
-    for step in steps:
-        table.add_row(
-            step.stage,
-            step.status,
-            *("" if value is None else f"{value:,}" for value in (step.rows, step.calls)),
-            "" if step.usd is None else f"{step.usd:.2f}",
-        )
-    out.print(table)
-    unknown = [step.stage for step in steps if step.calls and step.usd is None and step.stage != "generate_pairs"]
-    total = sum(step.usd or 0 for step in steps)
-    out.print(
-        f"expected cost: {total:.2f} USD"
-        + (f", without {', '.join(unknown)}: the judge's price is not in judge.prices" if unknown else "")
-    )

@@ -1,36 +1,29 @@
 """`nothing-gpt sweep`: several settings compared."""
 
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from flows.options import DEFAULT, Overrides, SettingsFiles, load, out, workshop_of
 from flows.record import SWEEPS, last_sweep
 from flows.server import prefect_server
 from nothing_gpt.config import Settings, SweepSettings
-from nothing_gpt.loading import PRESETS, load_settings
 from nothing_gpt.progress import say
 from nothing_gpt.report.sweep import COMPARED, NOTES, sweep_decision, sweep_table
 from nothing_gpt.store import Store
-from nothing_gpt.sweeps import Point, points_of, read_sweep
+from nothing_gpt.sweeps import points_of, read_sweep
 
 PAGE = "sweep.html"
-DEFAULT = [PRESETS.with_name("embedded.yaml")]
-out = Console(highlight=False, soft_wrap=True)
 
 
 def sweep(
     which: Annotated[str, typer.Argument(metavar="NAME|FILE", help="One of deployments/sweeps, or a YAML file.")],
-    settings_files: Annotated[
-        list[Path], typer.Option("--settings", help="YAML file of what all points have in common; as for run.")
-    ] = DEFAULT,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="group.key=value for all points.")] = None,
+    settings_files: SettingsFiles = DEFAULT,
+    overrides: Overrides = None,
     halving: Annotated[bool, typer.Option(help="Only the better half goes on after a third of the epochs.")] = False,
     promote: Annotated[bool, typer.Option(help="Promote the best point that passes the gate.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and what it costs.")] = False,
@@ -39,11 +32,15 @@ def sweep(
 
     What several points share is done once. One that fails does not end the sweep; run it again to go on.
     """
-    chosen, settings = read_sweep(which), load_settings(settings_files, overrides or ())
+    chosen, settings = read_sweep(which), load(settings_files, overrides)
     points = points_of(chosen, settings)
     if dry_run:
-        with prefect_server(settings) if settings.place.gcp_block else nullcontext():
-            _show_plan(points, halving)
+        from flows.plan_table import show_plan
+        from flows.sweep_plan import sweep_plan
+
+        for number, point in enumerate(points, 1):
+            out.print(f"{number}  {point.name}", markup=False)
+        show_plan(sweep_plan(points, halving), [point.settings for point in points], at_most=halving)
         return
     with prefect_server(settings):
         _run(chosen, settings, halving, promote)
@@ -51,9 +48,8 @@ def sweep(
 
 def _run(chosen: SweepSettings, settings: Settings, halving: bool, promote: bool) -> None:
     from flows.sweep import dpo_sweep
-    from tasks.place import make_place
 
-    store = make_place(settings).workshop.store
+    store = workshop_of(settings).store
     groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
     earlier = last_sweep(store)
     try:
@@ -80,29 +76,3 @@ def _show(summary: dict[str, Any], store: Store, data: Path) -> None:
         out.print(line, markup=False)
     shutil.copyfile(store.fetch(f"{SWEEPS}/{summary['sweep']}/report.html"), data / PAGE)
     say(f"Report: {data / PAGE}")
-
-
-def _show_plan(points: Sequence[Point], halving: bool) -> None:
-    from flows.sweep_plan import sweep_plan
-
-    steps = sweep_plan(points, halving)
-    for number, point in enumerate(points, 1):
-        out.print(f"{number}  {point.name}", markup=False)
-    table = Table("stage", "status", "points", "rows", "calls", "expected USD", box=None)
-    for step in steps:
-        planned = step.planned
-        table.add_row(
-            planned.stage + (f" ({step.budget})" if step.budget else ""),
-            planned.status,
-            "all" if len(step.points) == len(points) else ", ".join(map(str, step.points)),
-            *("" if value is None else f"{value:,}" for value in (planned.rows, planned.calls)),
-            "" if planned.usd is None else f"{planned.usd:.2f}",
-        )
-    out.print(table)
-    asked = [step.planned for step in steps if step.planned.status != "cached"]
-    calls, usd = (sum(getattr(planned, name) or 0 for planned in asked) for name in ("calls", "usd"))
-    priceless = {step.stage for step in asked if step.calls and step.usd is None and step.stage != "generate_pairs"}
-    out.print(
-        f"{'at most' if halving else 'expected'}: {calls:,} calls, {usd:.2f} USD"
-        + (f", without {', '.join(sorted(priceless))}: the judge's price is not in judge.prices" if priceless else "")
-    )

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.plan import Planned, plan
+from flows.expected import Planned
+from flows.plan import plan
 from nothing_gpt.config import Settings
 from nothing_gpt.dpo import evaluate, generate_pairs, judge, order, pairs
 from nothing_gpt.embedded.judge import MODEL

@@ -19,6 +19,7 @@ from nothing_gpt.endpoint import Endpoint, Service, price_of
 from nothing_gpt.errors import BadRowError, FatalError
 from nothing_gpt.failures import Failure, Failures
 from nothing_gpt.journal import Journal
+from nothing_gpt.positions import HASH_BYTES, Positions
 from nothing_gpt.preferences import JudgedSet
 from nothing_gpt.progress import Advance, progress
 from nothing_gpt.records import CompletionSet, digest
@@ -164,11 +165,11 @@ class Judging:
 
     def _ballots(self, sets: Iterable[CompletionSet]) -> Iterator[Ballot]:
         """What is wanted of each model; a set that is there twice is asked about once."""
-        seen: set[bytes] = set()
+        seen = Positions()
         for item in sets:
             wanted = ballots(item, self._settings)
-            if wanted and (row := bytes.fromhex(wanted[0].row)) not in seen:
-                seen.add(row)
+            if wanted and (row := bytes.fromhex(wanted[0].row[: 2 * HASH_BYTES])) not in seen:
+                seen.add(row, 0)
                 yield from wanted
 
 

@@ -1,13 +1,17 @@
 """Sweeps by name or from a file, and the settings of their points."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from nothing_gpt.config import Settings, SweepSettings
 from nothing_gpt.errors import FatalError
 from nothing_gpt.sweeps import SWEEPS, SweepName, points_of, read_sweep
+
+DOCUMENTATION = SWEEPS.parents[1] / "docs" / "sweeps.md"
 
 
 def names(**sweep: object) -> list[str]:
@@ -20,6 +24,11 @@ def test_the_seven_ideas_are_there_and_each_can_be_run() -> None:
         sweep = read_sweep(name)
         assert "Expected: " in sweep.description
         assert len({point.settings.model_dump_json() for point in points_of(sweep, Settings())}) >= 2
+
+
+def test_the_sweeps_that_the_documentation_shows_can_be_run() -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    assert [len(points_of(SweepSettings(**yaml.safe_load(text)), Settings())) for text in shown] == [4, 4, 6]
 
 
 def test_a_grid_is_all_combinations_and_its_last_key_changes_first() -> None:

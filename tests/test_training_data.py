@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from jinja2 import TemplateError
 
+from nothing_gpt import training_data
 from nothing_gpt.errors import FatalError
 from nothing_gpt.training_data import Tokens, check_split, check_tokens, fit, tokenize
 
@@ -106,3 +107,26 @@ def test_a_template_that_refuses_the_roles_is_told_in_one_line() -> None:
         FatalError, match=r"^train: the chat template .* a/base refuses .* \(roles must alternate\); .*$"
     ):
         tokenize(Tokenizer("{{ messages }}", TemplateError("roles must\nalternate")), [PAIR])
+
+
+class Letters:
+    """A tokenizer for which each letter is a token."""
+
+    name_or_path, chat_template = "a/base", "yes"
+
+    def apply_chat_template(self, conversations: list[list[dict[str, str]]], **_: object) -> list[str]:
+        return ["".join(message["content"] for message in messages) for messages in conversations]
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[*map(ord, text)] for text in texts]}
+
+
+def test_more_pairs_than_are_tokenised_at_once_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "AT_ONCE", 2)
+    sides = [(prompt, f"{prompt}!", f"{prompt}??") for prompt in ("a", "bb", "ccc")]
+    names = "prompt", "chosen", "rejected"
+    rows = [
+        {name: [{"role": "user", "content": text}] for name, text in zip(names, side, strict=True)} for side in sides
+    ]
+    found = [(pair.prompt, "".join(map(chr, pair.rejected))) for pair in tokenize(Letters(), rows)]
+    assert found == [(len(prompt), prompt + rejected) for prompt, _, rejected in sides]

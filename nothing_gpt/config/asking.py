@@ -185,6 +185,9 @@ class JudgeSettings(EndpointSettings):
         default="warn", description="What the pairs stage does where a stated limit is not kept."
     )
     prices: dict[str, Price] = Field(
-        default={"gemini-3.5-flash-lite": Price(input=0.30, output=2.50)},
-        description="USD per million tokens, by model.",
+        default={
+            "gemini-3.5-flash-lite": Price(input=0.30, output=2.50),
+            "gemini-2.5-pro": Price(input=1.25, output=10.0),
+        },
+        description="USD per million tokens, by model, as Google lists them.",
     )

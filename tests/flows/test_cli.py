@@ -224,16 +224,16 @@ def test_on_an_empty_folder_everything_is_to_do_with_rows_calls_and_cost(program
     rows = plan(ended.out)
     assert list(rows) == [
         *("scripts", "prompts", "base", "sft", "generate_pairs", "judge", "pairs", "train", "evaluate"),
-        *("gate", "promote", "expected"),
+        *("gate", "promote", "expected:"),
     ]
-    assert all(row[0] == "todo" for stage, row in rows.items() if stage != "expected")
+    assert all(row[0] == "todo" for stage, row in rows.items() if stage != "expected:")
     assert rows["prompts"] == rows["pairs"] == ["todo", "192"]
     assert rows["generate_pairs"] == ["todo", "192", "192"]
     assert rows["judge"] == ["todo", "192", "384", "0.00"]
     # 144 pairs, 2 epochs, 0.88 seconds each
     assert rows["train"] == ["todo", "144", "0.07"]
     assert rows["evaluate"] == ["todo", "72", "288", "0.00"]
-    assert rows["expected"] == ["cost:", "0.07", "USD"]
+    assert rows["expected:"] == ["864", "calls,", "0.07", "USD"]
     assert {path.name for path in data.iterdir()} == {"store"}
 
 
@@ -251,7 +251,7 @@ def test_what_is_there_is_listed_as_cached_with_the_rows_it_has(program: Call, w
 
 
 def test_the_plan_ends_at_the_stage_that_was_asked_for(program: Call) -> None:
-    assert list(plan(program("run", "--dry-run", "--until", "pairs").out))[-2:] == ["pairs", "expected"]
+    assert list(plan(program("run", "--dry-run", "--until", "pairs").out))[-2:] == ["pairs", "expected:"]
 
 
 def test_the_judges_price_is_in_the_expected_cost(program: Call, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_judges_price_is_in_the_expected_cost(program: Call, tmp_path: Path)
     # 1,800 calls of 900 + 300 tokens, 200 calls of 800 + 300
     assert rows["judge"] == ["todo", "900", "1,800", "1.84"]
     assert rows["evaluate"] == ["todo", "100", "400", "0.20"]
-    assert rows["expected"] == ["cost:", "2.03", "USD"]
+    assert rows["expected:"] == ["3,100", "calls,", "2.03", "USD"]
 
 
 @pytest.mark.gcs
@@ -285,7 +285,7 @@ def test_a_plan_looks_no_further_than_the_run_would_go(
 def test_a_judge_without_a_price_is_named_beside_the_cost(program: Call, tmp_path: Path) -> None:
     settings = ["--set", "judge.model=mine", "--settings", str(empty_settings(tmp_path))]
     ended = program("run", "--dry-run", *settings, *local(prompts_file(tmp_path, 50)))
-    assert "without judge, evaluate: the judge's price is not in judge.prices" in ended.out
+    assert " USD, without evaluate, judge: the price of mine is not in judge.prices" in ended.out
 
 
 def empty_settings(folder: Path) -> Path:
