@@ -37,8 +37,6 @@ TRAINING_KIB_A_PAIR = 26
 """Measured (footprint.py)."""
 JOB_GIB = 12
 """k8s/train-job.yaml."""
-CLOUD_REQUEST_S = 0.03
-"""Assumed: a small request to a bucket of the same region."""
 MOST_HOURS = 168
 """The most that place.gke.running_hours may be."""
 
@@ -129,8 +127,6 @@ def limits_table() -> str:
         (JOB_GIB * 2**20 / TRAINING_KIB_A_PAIR / pairs,
          f"pairs fill the Job's {JOB_GIB} GiB a GPU, the model not counted",
          "memory in k8s/train-job.yaml, a larger machine"),
-        (86400 / CLOUD_REQUEST_S / (1 + votes), "replies are read back from a bucket for a day, a request for each",
-         "a store on a disk: places local, modal"),
         (16 * MOST_HOURS / hours, f"16 L4s, one for each pair of an update, train for {MOST_HOURS} h",
          "a larger update, or a faster GPU"),
         (1024 * CALLS_A_SECOND * 86400 / votes, "1,024 calls at once, the most, judge for a day",

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -24,6 +25,8 @@ from nothing_gpt.store import Store
 FLUSH_SECONDS = 0.5
 MERGED_BYTES = 64 * 2**20
 """A segment of this size is not merged again: a run that adds little does not copy all that is there."""
+REQUESTS = 8
+"""Segments that are fetched or deleted at once: in a bucket each is a matter of waiting."""
 
 _START, _MIDDLE, _END = b'{"key": ', b', "row": ', b"}\n"
 _OFFSET_BITS = 44
@@ -51,6 +54,7 @@ class Journal:
         self._pending: dict[bytes, bytes] = {}
         self._flushing: dict[bytes, bytes] = {}
         self._segments: list[str] = []
+        self._files: dict[str, Path] = {}
         self._index = Positions()
         self._open: tuple[int, BinaryIO] | None = None
         self._failure: BaseException | None = None
@@ -167,7 +171,7 @@ class Journal:
             return None
         try:
             file = self._segment(position >> _OFFSET_BITS)
-        except FileNotFoundError:  # another run has merged its segments
+        except FileNotFoundError:  # another run has merged its segments, or somebody has emptied the cache
             self._index_store()
             return self._stored(hashed)
         file.seek(position & (1 << _OFFSET_BITS) - 1)
@@ -177,8 +181,14 @@ class Journal:
         """The segment's file. The last one used stays open: rows that came together are read together."""
         if self._open is None or self._open[0] != number:
             self._close_segment()
-            self._open = number, self._store.fetch(self._segments[number]).open("rb")
+            self._open = number, self._file(self._segments[number]).open("rb")
         return self._open[1]
+
+    def _file(self, segment: str) -> Path:
+        """A segment on this machine. It never changes, so the store is asked once."""
+        if segment not in self._files:
+            self._files[segment] = self._store.fetch(segment)
+        return self._files[segment]
 
     def _close_segment(self) -> None:
         if self._open:
@@ -191,9 +201,11 @@ class Journal:
         while True:
             index = Positions()
             segments = [*self._store.list(self._folder)]
+            self._files.clear()
             try:
-                for number, segment in enumerate(segments):
-                    _index_lines(index, number, _lines(self._store.fetch(segment)))
+                with ThreadPoolExecutor(REQUESTS) as requests:
+                    for number, file in enumerate(requests.map(self._file, segments)):
+                        _index_lines(index, number, _lines(file))
             except FileNotFoundError:
                 continue
             self._segments, self._index = segments, index
@@ -207,19 +219,20 @@ class Journal:
     def _merge(self) -> None:
         """One object in place of many small ones. Killed in between, both remain, and the index drops the copies."""
         self._refresh()
-        sizes = [self._store.fetch(segment).stat().st_size for segment in self._segments]
-        small = [number for number, size in enumerate(sizes) if size < MERGED_BYTES]
-        if len(small) < 2:
-            return
-        self._write(self._indexed_lines(small))
-        for number in small:
-            self._store.delete(self._segments[number])
+        with ThreadPoolExecutor(REQUESTS) as requests:
+            files = [*requests.map(self._file, self._segments)]
+            small = [number for number, file in enumerate(files) if file.stat().st_size < MERGED_BYTES]
+            if len(small) < 2:
+                return
+            self._write(self._indexed_lines(small))
+            for _ in requests.map(self._store.delete, (self._segments[number] for number in small)):
+                pass
 
     def _indexed_lines(self, segments: Iterable[int]) -> Iterator[bytes]:
         """The lines that the index points to: no copies, nothing torn."""
         for number in segments:
             position = number << _OFFSET_BITS
-            for hashed, line in _lines(self._store.fetch(self._segments[number])):
+            for hashed, line in _lines(self._file(self._segments[number])):
                 if hashed and self._index.get(hashed) == position:
                     yield line
                 position += len(line)

@@ -173,6 +173,29 @@ def test_many_segments_are_read_with_one_open_file(store: Store, monkeypatch: py
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
+@pytest.mark.disk
+@pytest.mark.usefixtures("never")
+def test_a_segment_is_fetched_once_unless_its_copy_is_gone(store: FolderStore, tmp_path: Path) -> None:
+    class Far(FolderStore):
+        def fetch(self, key: str) -> Path:
+            fetched.append(key)
+            copy = cache / key.replace("/", "-")
+            copy.write_bytes(super().fetch(key).read_bytes())
+            return copy
+
+    fetched: list[str] = []
+    (cache := tmp_path / "cache").mkdir()
+    for number in range(3):
+        store.write(f"journal/p/{number}.jsonl", b'{"key": "%d", "row": %d}\n' % (number, number))
+    journal = Journal(Far(store.root), "p")
+    assert [journal[str(number % 3)] for number in range(30)] == [0, 1, 2] * 10
+    assert len(fetched) == 3
+    for copy in cache.iterdir():
+        copy.unlink()
+    assert [journal[str(number)] for number in (0, 1, 2)] == [0, 1, 2]
+    assert len(fetched) == 6
+
+
 @pytest.mark.parametrize(
     "line", [b"", b"\n", b"hello\n", b"[1]\n", b'{"key": \n', b'{"key": "b", "ro', b'{"key": "b", "row": 1', b"\xff\n"]
 )
