@@ -4,7 +4,6 @@ A vote's key is what the judge is shown, so that none is asked for twice. Replie
 and read when they are wanted: a mended parser costs no call. What a reply means is decided in `verdicts.py`.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from nothing_gpt.progress import Advance, progress
 from nothing_gpt.records import CompletionSet, digest
 from nothing_gpt.replies import Meter, Reply
 from nothing_gpt.shards import Shard, Spread, one_model, shards
+from nothing_gpt.stopping import run
 from nothing_gpt.store import Store
 from nothing_gpt.verdicts import RESPONSE_FORMAT, Ask, Ballot, Step, Verdict, ballots, next_step, question
 
@@ -236,7 +236,7 @@ class _Judge:
             return self._ask_in_batches(wanted, failures, label)
         endpoint = Endpoint(self.service, self._settings, "judge", self._answered_by or None, self.meter)
         with progress(label, len(waiting), len(waiting) - sum(waiting)) as advance:
-            asyncio.run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
+            run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
 
     async def _ask(self, endpoint: Endpoint, ballots: Iterable[Ballot], failures: Failures, advance: Advance) -> None:
         async with endpoint:

@@ -4,7 +4,6 @@ A reply's key is its prompt's id and the index of its first sample, and its seed
 for the same, and more samples a prompt never repeat the first ones. What a reply is worth is decided when it is read.
 """
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from nothing_gpt.progress import progress
 from nothing_gpt.records import CompletionSet, Prompt, Rows, digest
 from nothing_gpt.replies import CUT, WITHHELD, Meter, Reply
 from nothing_gpt.shards import Shard, Spread, one_model, shards
+from nothing_gpt.stopping import run
 from nothing_gpt.store import Store
 
 EXTRA_TRIES = 2
@@ -144,7 +144,7 @@ class Sampling:
                     def done() -> None:
                         advance(note=f"{meter.completion_tokens:,} tokens")
 
-                    asyncio.run(self._ask(endpoint, compress(prompts, waiting), failures, done))
+                    run(self._ask(endpoint, compress(prompts, waiting), failures, done))
 
     def result(self, prompt: Prompt) -> CompletionSet | SetAside:
         """The prompt's distinct completions, in the order of their samples."""

@@ -26,6 +26,7 @@ from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import progress
 from nothing_gpt.replies import Meter
 from nothing_gpt.shards import Shard, Spread, share_of
+from nothing_gpt.stopping import ending_together
 from nothing_gpt.workshops import open_workshop
 from tasks.credentials import place_credentials
 from tasks.limits import permit
@@ -153,7 +154,7 @@ def _lost(shard: str, error: object) -> TransientError:
 def _running(scale: ScaleSettings, workers: int) -> Iterator[TaskRunner[Any]]:
     """The task runner of the settings, at work. Raises FatalError where it is not installed or cannot be reached."""
     if scale.runner == "threads":
-        with ThreadPoolTaskRunner(max_workers=workers) as runner:
+        with ThreadPoolTaskRunner(max_workers=workers) as runner, ending_together():
             yield runner
         return
     try:

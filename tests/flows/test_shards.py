@@ -4,6 +4,7 @@ The nodes are processes of this machine, each with one CPU and so one shard at a
 """
 
 import itertools
+import signal
 import tempfile
 import threading
 import time
@@ -114,6 +115,34 @@ def test_threads_make_the_same_bytes_as_one_worker(place: Engines, tmp_path: Pat
     assert eventually(lambda: shard_runs(ended) == 2 * NODES)
     assert made(place) == made_by_one_worker(tmp_path / "alone")
     assert repeated(place) == 0
+
+
+@pytest.mark.prefect
+def test_ctrl_c_ends_the_shards_at_work_and_what_was_answered_is_kept(
+    place: Engines, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
+    answers, ended = 6, threading.Event()
+    turns = itertools.count()
+
+    def wait(route: str, body: Mapping[str, Any]) -> None:
+        if route.endswith("/completions") and next(turns) >= answers:
+            ended.wait(20)
+
+    def interrupt() -> None:
+        eventually(lambda: kept(place) == answers)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    place.vllm.before = wait
+    with ThreadPoolExecutor(1) as thread:
+        interrupted = thread.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            flow(place, workers=NODES)
+        assert not interrupted.exception()
+    assert len(place.vllm.completions) < NODES * (WINDOW + 1) + answers  # nobody has waited for the others
+    ended.set()
+    assert kept(place) == answers
 
 
 @pytest.mark.prefect
