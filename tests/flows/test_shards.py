@@ -4,6 +4,7 @@ The nodes are processes of this machine, each with one CPU and so one shard at a
 """
 
 import itertools
+import secrets
 import signal
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State
 
 from flows.dpo import dpo_pipeline
+from flows.record import StageName
 from nothing_gpt import shards
 from nothing_gpt.config import Settings
 from nothing_gpt.endpoint import AHEAD
@@ -29,7 +31,7 @@ from tests.fake_endpoint import Answer, Request, fails
 from tests.flows.deployed import eventually, kept, repeated
 from tests.flows.fakes import Engines, engines
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)  # beside others Ray's processes start slowly
 NODES, COMPLETIONS, CONCURRENCY = 3, 2, 12
 WINDOW = int(AHEAD * (CONCURRENCY // NODES)) // COMPLETIONS
 """Requests that a worker has in flight."""
@@ -73,6 +75,7 @@ def cluster() -> Iterator[Cluster]:
     ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or it writes one into the home folder
         cluster = Cluster()
         try:
             yield cluster
@@ -80,12 +83,12 @@ def cluster() -> Iterator[Cluster]:
             cluster.shutdown()
 
 
-def flow(place: Engines, **scale: Any) -> State[Any]:
+def flow(place: Engines, until: StageName = "judge", **scale: Any) -> State[Any]:
     """Samples and judges, on so many workers, and returns the state it ends in."""
     given = {f"scale__{name}": value for name, value in scale.items()}
     settings = place.settings(sampling__num_completions=COMPLETIONS, sampling__concurrency=CONCURRENCY, **given)
     groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
-    return dpo_pipeline(**groups, until="judge", return_state=True)
+    return dpo_pipeline(**groups, until=until, return_state=True)
 
 
 def made(place: Engines) -> dict[str, bytes]:
@@ -95,9 +98,9 @@ def made(place: Engines) -> dict[str, bytes]:
     return {key: store.read(key) or b"" for key in keys}
 
 
-def made_by_one_worker(folder: Path) -> dict[str, bytes]:
+def made_by_one_worker(folder: Path, until: StageName = "judge") -> dict[str, bytes]:
     with engines(folder) as alone:
-        assert flow(alone).is_completed()
+        assert flow(alone, until).is_completed()
         return made(alone)
 
 
@@ -173,10 +176,14 @@ def test_the_judges_rate_is_that_of_the_limit_over_all_workers(place: Engines) -
 
 
 @pytest.mark.prefect
-def test_a_limit_that_is_not_there_is_refused(place: Engines) -> None:
-    ended = flow(place, judge_limit="no-such-limit")
-    assert ended.is_failed()
-    assert "no-such-limit" in str(ended.result(raise_on_failure=False))
+def test_a_limit_that_is_not_there_or_keeps_no_rate_is_refused_with_the_command_that_makes_it(place: Engines) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="no-rate", limit=20))
+    for name in ("no-such-limit", "no-rate"):
+        ended = flow(place, judge_limit=name)
+        assert ended.is_failed()
+        error = str(ended.result(raise_on_failure=False))
+        assert f"`prefect gcl create {name} --limit CALLS --slot-decay-per-second CALLS_A_SECOND`, or mend" in error
     assert not place.judge.requests
 
 
@@ -205,7 +212,7 @@ def test_a_node_killed_in_mid_stage_loses_nothing_and_repeats_at_most_its_window
     place.vllm.before = wait
     with ThreadPoolExecutor(1) as thread:
         on = {"runner": "ray", "address": cluster.address, "workers": NODES}
-        run = thread.submit(copy_context().run, lambda: flow(place, **on))
+        run = thread.submit(copy_context().run, lambda: flow(place, "generate_pairs", **on))
         try:
             eventually(lambda: run.done() or (len(in_flight) == NODES * WINDOW and kept(place) == answers))
             assert not run.done()
@@ -213,5 +220,5 @@ def test_a_node_killed_in_mid_stage_loses_nothing_and_repeats_at_most_its_window
         finally:
             free.set()
         assert run.result().is_completed()
-    assert made(place) == made_by_one_worker(tmp_path / "alone")
+    assert made(place) == made_by_one_worker(tmp_path / "alone", "generate_pairs")
     assert repeated(place) <= WINDOW
