@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import compress
 from typing import Any, Self
 
 from nothing_gpt.config import SamplingSettings
@@ -19,7 +19,7 @@ from nothing_gpt.journal import Journal
 from nothing_gpt.progress import progress
 from nothing_gpt.records import CompletionSet, Prompt, Rows, digest
 from nothing_gpt.replies import CUT, WITHHELD, Meter, Reply
-from nothing_gpt.shards import Shard, Spread, one_model, shards
+from nothing_gpt.shards import Shard, Spread, ask_elsewhere, one_model
 from nothing_gpt.stopping import run
 from nothing_gpt.store import Store
 
@@ -123,7 +123,7 @@ class Sampling:
         self._failures = failures
         with self._journal.alone():
             meter = self._meter
-            elsewhere = spread(due) if spread and (due := self._due(prompts)) else ()
+            elsewhere = ask_elsewhere(spread, _ids(prompts), len(prompts), lambda i: bool(self._samples(i).missing))
             if elsewhere:
                 self._journal.refresh()
             waiting, names = bytearray(len(prompts)), set[str]()
@@ -162,13 +162,6 @@ class Sampling:
             reason = f"{len(distinct)} distinct completions{withheld}"
             return SetAside(prompt, reason, degenerate=True, attempts=len(samples.replies))
         return CompletionSet(prompt, list(distinct), list(distinct.values()))
-
-    def _due(self, prompts: Sequence[Prompt]) -> list[Shard]:
-        """The shards of which something is missing; none where there is only one."""
-        parts, ids = shards(len(prompts)), _ids(prompts)
-        if len(parts) == 1:
-            return []
-        return [part for part in parts if any(self._samples(i).missing for i in [*islice(ids, len(part))])]
 
     async def _ask(self, endpoint: Endpoint, prompts: Iterable[Prompt], failures: Failures, done: Any) -> None:
         async with endpoint:

@@ -158,11 +158,11 @@ def _all(runner: TaskRunner[Any], orders: Sequence[Order], workers: int, label: 
 
 
 def _crash(shard: str, error: object) -> FatalError | TransientError:
-    """What ended a shard without a word of its own. An error of Ray's has a cause where it has met a worker that could
+    """What ended a shard without a word of its own. An error of Ray's has a cause where a worker was there and could
     not call the task."""
     cause = getattr(error, "cause", None)
     why = " ".join(str(cause or error).partition("\ntraceback:")[0].split())[:300]
-    if cause:
+    if cause or "No module named" in why:
         return FatalError(
             f"{shard}: a worker cannot begin it ({why}); each machine of the cluster needs this program with its extra "
             "ray, and the way to Prefect's server"
@@ -180,16 +180,24 @@ def _running(scale: ScaleSettings, workers: int) -> Iterator[TaskRunner[Any]]:
     try:
         from prefect_ray import RayTaskRunner  # an extra
     except ModuleNotFoundError as error:
-        raise FatalError(f"scale.runner: ray needs the package {error.name}; pip install 'nothing-gpt[ray]'") from None
+        raise FatalError(
+            f"scale.runner: ray needs the package {error.name}; `pip install -e '.[ray]'` in a checkout "
+            "brings it, and the worker's image has none"
+        ) from None
+    from ray.exceptions import RayError
+
     runner = RayTaskRunner(scale.address)
     try:
         if scale.address:  # Ray itself would knock for minutes
             host, _, port = scale.address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), REACHED_S).close()
         runner.__enter__()
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, RayError) as error:
         where, why = scale.address or "this machine", " ".join(str(error).split())[:200]
-        raise FatalError(f"scale.address: no Ray cluster at {where} ({why}); start it, and run again") from None
+        raise FatalError(
+            f"scale.address: no Ray cluster at {where} ({why}); start it, set RAY_AUTH_MODE=token and its "
+            "RAY_AUTH_TOKEN here if it asks for one, and run again"
+        ) from None
     try:
         yield runner
     finally:

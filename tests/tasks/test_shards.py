@@ -145,7 +145,7 @@ def test_a_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "prefect_ray", None)
     run = spread_on(ScaleSettings(runner="ray", workers=2))
     assert run
-    with pytest.raises(FatalError, match=r"pip install 'nothing-gpt\[ray\]'"):
+    with pytest.raises(FatalError, match=r"needs the package prefect_ray; `pip install -e '.\[ray\]'` in a checkout"):
         run(shards(ROWS))
 
 
