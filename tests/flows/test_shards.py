@@ -51,8 +51,9 @@ class Cluster:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        head = {"include_dashboard": False, "gcs_server_port": free_port()}
+        # Every process that is not needed is a second of imports.
+        node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+        head = {"include_dashboard": False, "no_monitor": True, "gcs_server_port": free_port()}
         self._cluster = Cluster(initialize_head=True, head_node_args=node | head)
         self._others = [self._cluster.add_node(**node) for _ in range(NODES - 1)]
         self.address = self._cluster.address
