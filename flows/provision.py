@@ -3,7 +3,8 @@
     PREFECT_API_URL=... python -m flows.provision
 
 Made once, and brought up to date by each further call. The slots of a limit, which a person may have changed in the UI,
-stay. Runs are reported by the block `slack-webhook/nothing-gpt` or `webhook/nothing-gpt`, where there is one.
+stay. The one that `scale.judge_limit` names is not made: its rate is your provider's. Runs are reported by the block
+`slack-webhook/nothing-gpt` or `webhook/nothing-gpt`, where there is one.
 """
 
 import json

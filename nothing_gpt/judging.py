@@ -4,12 +4,11 @@ A vote's key is what the judge is shown, so that none is asked for twice. Replie
 and read when they are wanted: a mended parser costs no call. What a reply means is decided in `verdicts.py`.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import compress, count, islice
+from itertools import compress, count
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +23,8 @@ from nothing_gpt.preferences import JudgedSet
 from nothing_gpt.progress import Advance, progress
 from nothing_gpt.records import CompletionSet, digest
 from nothing_gpt.replies import Meter, Reply
-from nothing_gpt.shards import Shard, Spread, one_model, shards
+from nothing_gpt.shards import Shard, Spread, ask_elsewhere, one_model
+from nothing_gpt.stopping import run
 from nothing_gpt.store import Store
 from nothing_gpt.verdicts import RESPONSE_FORMAT, Ask, Ballot, Step, Verdict, ballots, next_step, question
 
@@ -110,7 +110,8 @@ class Judging:
             # In the same order in every run, so that no two wait for each other.
             for _, journal in sorted({judge.partition: judge.journal for judge in self._judges}.items()):
                 alone.enter_context(journal.alone())
-            elsewhere = spread(due) if spread and (due := self._due(sets)) else ()
+            # A batch is in the provider's queue: more who ask get it no sooner.
+            elsewhere = ask_elsewhere(None if self._settings.batch else spread, sets, len(sets), self._lacks)
             if elsewhere:
                 for judge in self._judges:
                     judge.journal.refresh()
@@ -152,13 +153,6 @@ class Judging:
                 failure = self._failures.get(ballot.row) if self._failures else None
                 return failure or Failure("not asked", None, 0)
         return None
-
-    def _due(self, sets: Sequence[CompletionSet]) -> list[Shard]:
-        """The shards of which a vote is missing; none where there is only one, or where batches are asked for."""
-        parts, items = shards(len(sets)), iter(sets)
-        if len(parts) == 1 or self._settings.batch:
-            return []
-        return [part for part in parts if any(self._lacks(item) for item in [*islice(items, len(part))])]
 
     def _lacks(self, item: CompletionSet) -> bool:
         return any(not isinstance(step, Verdict) for _, step in self._steps(item))
@@ -237,7 +231,7 @@ class _Judge:
             return self._ask_in_batches(wanted, failures, label)
         endpoint = Endpoint(self.service, self._settings, "judge", self._answered_by or None, self.meter)
         with progress(label, len(waiting), len(waiting) - sum(waiting)) as advance:
-            asyncio.run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
+            run(self._ask(endpoint, compress(wanted(), waiting), failures, advance))
 
     async def _ask(self, endpoint: Endpoint, ballots: Iterable[Ballot], failures: Failures, advance: Advance) -> None:
         async with endpoint:

@@ -4,12 +4,11 @@ A reply's key is its prompt's id and the index of its first sample, and its seed
 for the same, and more samples a prompt never repeat the first ones. What a reply is worth is decided when it is read.
 """
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import compress
 from typing import Any, Self
 
 from nothing_gpt.config import SamplingSettings
@@ -20,7 +19,8 @@ from nothing_gpt.journal import Journal
 from nothing_gpt.progress import progress
 from nothing_gpt.records import CompletionSet, Prompt, Rows, digest
 from nothing_gpt.replies import CUT, WITHHELD, Meter, Reply
-from nothing_gpt.shards import Shard, Spread, one_model, shards
+from nothing_gpt.shards import Shard, Spread, ask_elsewhere, one_model
+from nothing_gpt.stopping import run
 from nothing_gpt.store import Store
 
 EXTRA_TRIES = 2
@@ -123,7 +123,7 @@ class Sampling:
         self._failures = failures
         with self._journal.alone():
             meter = self._meter
-            elsewhere = spread(due) if spread and (due := self._due(prompts)) else ()
+            elsewhere = ask_elsewhere(spread, _ids(prompts), len(prompts), lambda i: bool(self._samples(i).missing))
             if elsewhere:
                 self._journal.refresh()
             waiting, names = bytearray(len(prompts)), set[str]()
@@ -144,7 +144,7 @@ class Sampling:
                     def done() -> None:
                         advance(note=f"{meter.completion_tokens:,} tokens")
 
-                    asyncio.run(self._ask(endpoint, compress(prompts, waiting), failures, done))
+                    run(self._ask(endpoint, compress(prompts, waiting), failures, done))
 
     def result(self, prompt: Prompt) -> CompletionSet | SetAside:
         """The prompt's distinct completions, in the order of their samples."""
@@ -162,13 +162,6 @@ class Sampling:
             reason = f"{len(distinct)} distinct completions{withheld}"
             return SetAside(prompt, reason, degenerate=True, attempts=len(samples.replies))
         return CompletionSet(prompt, list(distinct), list(distinct.values()))
-
-    def _due(self, prompts: Sequence[Prompt]) -> list[Shard]:
-        """The shards of which something is missing; none where there is only one."""
-        parts, ids = shards(len(prompts)), _ids(prompts)
-        if len(parts) == 1:
-            return []
-        return [part for part in parts if any(self._samples(i).missing for i in [*islice(ids, len(part))])]
 
     async def _ask(self, endpoint: Endpoint, prompts: Iterable[Prompt], failures: Failures, done: Any) -> None:
         async with endpoint:

@@ -5,8 +5,9 @@ there and asks for what is missing still, so its result is that of one machine, 
 them is not known here.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from nothing_gpt.config import EndpointSettings
@@ -17,6 +18,7 @@ LEAST_ROWS = 1024
 MOST_SHARDS = 64
 
 Asking = TypeVar("Asking", bound=EndpointSettings)
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,19 @@ def shards(rows: int) -> list[Shard]:
     """All shards of so many rows. They follow from the number alone: a run that goes on meets the same ones."""
     size = max(LEAST_ROWS, -(-rows // MOST_SHARDS))
     return [Shard(number, start, min(start + size, rows), rows) for number, start in enumerate(range(0, rows, size))]
+
+
+def ask_elsewhere(
+    spread: Spread | None, rows: Iterable[Row], total: int, lacks: Callable[[Row], bool]
+) -> Sequence[Mapping[str, Meter]]:
+    """Has the shards worked on that lack something; returns what that cost. A single shard is left to
+    the stage."""
+    parts = shards(total)
+    if spread is None or len(parts) == 1:
+        return []
+    rows = iter(rows)
+    due = [part for part in parts if any(map(lacks, [*islice(rows, len(part))]))]
+    return spread(due) if due else []
 
 
 def one_model(asked: str, names: Collection[str], group: str) -> str | None:

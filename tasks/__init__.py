@@ -18,10 +18,11 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from nothing_gpt.artifacts import Artifact
 from nothing_gpt.errors import FatalError, NothingGPTError, TransientError
+from tasks.limits import no_answer
 from tasks.shown import progress_shown, show_result
 
 RETRIES = 3
@@ -89,13 +90,14 @@ def _slots(names: Sequence[str]) -> Iterator[None]:
         slots.__enter__()
         return slots
 
-    away = retry_if_exception_type(httpx.TransportError)
+    away = retry_if_exception(lambda error: isinstance(error, ConcurrencySlotAcquisitionError) and no_answer(error))
     try:
         slots = Retrying(retry=away, wait=wait_fixed(1), stop=stop_after_delay(AWAY_SECONDS), reraise=True)(take)
     except ConcurrencySlotAcquisitionError as error:
+        if no_answer(error):
+            why = f"{error.__cause__!r}"
+            raise TransientError(f"Prefect's server does not answer ({why}); start it and press Retry") from None
         raise FatalError(f"{error}; run `python -m flows.provision`, which makes them") from None
-    except httpx.TransportError as error:
-        raise TransientError(f"Prefect's server does not answer ({error}); start it and press Retry") from None
     try:
         yield
     finally:

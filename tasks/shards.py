@@ -26,7 +26,9 @@ from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import progress
 from nothing_gpt.replies import Meter
 from nothing_gpt.shards import Shard, Spread, share_of
-from nothing_gpt.workshops import open_workshop
+from nothing_gpt.stopping import ending_together
+from nothing_gpt.version import code_digest
+from nothing_gpt.workshops import IN_BUCKET, open_workshop
 from tasks.credentials import place_credentials
 from tasks.limits import permit
 from tasks.place import Place
@@ -80,11 +82,15 @@ class Order:
     settings: Any
     recipe: Recipe
     shard: Shard
+    code: str
+    """`code_digest` of who orders: rows made by other code might be found by nobody."""
 
 
 @task(name="shard", task_run_name="shard {order.shard.number}", cache_policy=NO_CACHE, persist_result=False)
 def shard(order: Order) -> Mapping[str, Meter]:
     """Some of a stage's rows, on whichever machine."""
+    if order.code != code_digest():
+        raise FatalError(f"the worker {socket.gethostname()} has other code than this run; install the same there")
     with secrets_from_blocks(), progress_shown():
         workshop = open_workshop(order.place, place_credentials(order.place))
         if workshop.manifest(order.given.key) is None:
@@ -108,18 +114,25 @@ def spread(
     def run(due: Sequence[Shard]) -> list[Mapping[str, Meter]]:
         workers = min(most, len(due))
         limit = scale.judge_limit if service.permit else None
-        recipe = Recipe(service.connect(), service.model, service.identity, key if service.api_key else None, limit)
-        seen_by_all = place.settings.place.model_copy(update={"data": str(Path(place.settings.place.data).absolute())})
-        orders = [Order(work, seen_by_all, given, share_of(settings, one, workers), recipe, one) for one in due]
+        urls, _ = service.open()  # which refuses a key within an address
+        recipe = Recipe(",".join(urls), service.model, service.identity, key if service.api_key else None, limit)
+        there, code = _from_elsewhere(place.settings.place), code_digest()
+        orders = [Order(work, there, given, share_of(settings, one, workers), recipe, one, code) for one in due]
         with _running(scale, workers) as runner:
             return _all(runner, orders, workers, label)
 
     return run
 
 
+def _from_elsewhere(place: PlaceSettings) -> PlaceSettings:
+    """The place as another machine finds it: a data folder that is the store has one path everywhere, and one with
+    copies from a bucket is each machine's own."""
+    return place if place.kind in IN_BUCKET else place.model_copy(update={"data": str(Path(place.data).absolute())})
+
+
 def _all(runner: TaskRunner[Any], orders: Sequence[Order], workers: int, label: str) -> list[Mapping[str, Meter]]:
     """Fulfils the orders, so many at once. After one that fails no other is begun, those that run are awaited, and its
-    error is raised; that of a worker which died as often as Ray begins anew is a TransientError."""
+    error is raised; `_crash` says which where it has none."""
     waiting, running, costs = deque(orders), {}, []
     failed: BaseException | None = None
     rows = sum(len(order.shard) for order in orders)
@@ -136,7 +149,7 @@ def _all(runner: TaskRunner[Any], orders: Sequence[Order], workers: int, label: 
                 costs.append(result)
                 advance(len(order.shard))
             elif future.state.is_crashed():
-                failed = failed or _lost(f"{label}, shard {order.shard.number}", result)
+                failed = failed or _crash(f"{label}, shard {order.shard.number}", result)
             else:
                 failed = failed or result
     if failed:
@@ -144,8 +157,16 @@ def _all(runner: TaskRunner[Any], orders: Sequence[Order], workers: int, label: 
     return costs
 
 
-def _lost(shard: str, error: object) -> TransientError:
-    why = " ".join(str(error).split())[:300]
+def _crash(shard: str, error: object) -> FatalError | TransientError:
+    """What ended a shard without a word of its own. An error of Ray's has a cause where a worker was there and could
+    not call the task."""
+    cause = getattr(error, "cause", None)
+    why = " ".join(str(cause or error).partition("\ntraceback:")[0].split())[:300]
+    if cause or "No module named" in why:
+        return FatalError(
+            f"{shard}: a worker cannot begin it ({why}); each machine of the cluster needs this program with its extra "
+            "ray, and the way to Prefect's server"
+        )
     return TransientError(f"{shard}: its worker was lost ({why}); what was answered is kept; run again")
 
 
@@ -153,22 +174,30 @@ def _lost(shard: str, error: object) -> TransientError:
 def _running(scale: ScaleSettings, workers: int) -> Iterator[TaskRunner[Any]]:
     """The task runner of the settings, at work. Raises FatalError where it is not installed or cannot be reached."""
     if scale.runner == "threads":
-        with ThreadPoolTaskRunner(max_workers=workers) as runner:
+        with ThreadPoolTaskRunner(max_workers=workers) as runner, ending_together():
             yield runner
         return
     try:
         from prefect_ray import RayTaskRunner  # an extra
     except ModuleNotFoundError as error:
-        raise FatalError(f"scale.runner: ray needs the package {error.name}; pip install 'nothing-gpt[ray]'") from None
+        raise FatalError(
+            f"scale.runner: ray needs the package {error.name}; `pip install -e '.[ray]'` in a checkout "
+            "brings it, and the worker's image has none"
+        ) from None
+    from ray.exceptions import RayError
+
     runner = RayTaskRunner(scale.address)
     try:
         if scale.address:  # Ray itself would knock for minutes
             host, _, port = scale.address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), REACHED_S).close()
         runner.__enter__()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, RayError) as error:
         where, why = scale.address or "this machine", " ".join(str(error).split())[:200]
-        raise FatalError(f"scale.address: no Ray cluster at {where} ({why}); start it, and run again") from None
+        raise FatalError(
+            f"scale.address: no Ray cluster at {where} ({why}); start it, set RAY_AUTH_MODE=token and its "
+            "RAY_AUTH_TOKEN here if it asks for one, and run again"
+        ) from None
     try:
         yield runner
     finally:

@@ -23,11 +23,12 @@ from nothing_gpt.checkpoints import COMPLETE
 from nothing_gpt.config.place import ModalSettings
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.jobs.local import check_ended_well
-from nothing_gpt.jobs.modal_worker import ADAPTER, INPUTS, Order, Outcome, code_digest
+from nothing_gpt.jobs.modal_worker import ADAPTER, INPUTS, Order, Outcome
 from nothing_gpt.processes import Run
 from nothing_gpt.progress import Relay, say
 from nothing_gpt.records import file_digest
 from nothing_gpt.store import reporting_disk
+from nothing_gpt.version import code_digest
 
 try:
     import modal

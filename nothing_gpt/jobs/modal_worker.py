@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-import nothing_gpt
 from nothing_gpt.checkpoints import COMPLETE, fetch_folder, keep_folder
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.processes import QUIET, Child
 from nothing_gpt.progress import CHILD
-from nothing_gpt.records import digest, file_digest
+from nothing_gpt.records import file_digest
 from nothing_gpt.store import FolderStore
+from nothing_gpt.version import code_digest
 
 INPUTS, ADAPTER = "inputs", "adapter"
 COMMIT_SECONDS = 30.0
@@ -122,9 +122,3 @@ def _train(order: Order, volume: Path, adapter: Path, commit: Callable[[], objec
             return Outcome(code=code, tail=child.tail(), files={})
     finally:
         commit()
-
-
-def code_digest() -> str:
-    """What the code here is: a digest of this package's Python files."""
-    root = Path(nothing_gpt.__file__).parent
-    return digest({file.relative_to(root).as_posix(): file_digest(file) for file in sorted(root.rglob("*.py"))})[:16]

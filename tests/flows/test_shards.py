@@ -4,6 +4,8 @@ The nodes are processes of this machine, each with one CPU and so one shard at a
 """
 
 import itertools
+import secrets
+import signal
 import tempfile
 import threading
 import time
@@ -20,6 +22,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State
 
 from flows.dpo import dpo_pipeline
+from flows.record import StageName
 from nothing_gpt import shards
 from nothing_gpt.config import Settings
 from nothing_gpt.endpoint import AHEAD
@@ -28,7 +31,7 @@ from tests.fake_endpoint import Answer, Request, fails
 from tests.flows.deployed import eventually, kept, repeated
 from tests.flows.fakes import Engines, engines
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)  # beside others Ray's processes start slowly
 NODES, COMPLETIONS, CONCURRENCY = 3, 2, 12
 WINDOW = int(AHEAD * (CONCURRENCY // NODES)) // COMPLETIONS
 """Requests that a worker has in flight."""
@@ -48,8 +51,9 @@ class Cluster:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        head = {"include_dashboard": False, "gcs_server_port": free_port()}
+        # Every process that is not needed is a second of imports.
+        node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+        head = {"include_dashboard": False, "no_monitor": True, "gcs_server_port": free_port()}
         self._cluster = Cluster(initialize_head=True, head_node_args=node | head)
         self._others = [self._cluster.add_node(**node) for _ in range(NODES - 1)]
         self.address = self._cluster.address
@@ -72,6 +76,7 @@ def cluster() -> Iterator[Cluster]:
     ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or it writes one into the home folder
         cluster = Cluster()
         try:
             yield cluster
@@ -79,12 +84,12 @@ def cluster() -> Iterator[Cluster]:
             cluster.shutdown()
 
 
-def flow(place: Engines, **scale: Any) -> State[Any]:
+def flow(place: Engines, until: StageName = "judge", **scale: Any) -> State[Any]:
     """Samples and judges, on so many workers, and returns the state it ends in."""
     given = {f"scale__{name}": value for name, value in scale.items()}
     settings = place.settings(sampling__num_completions=COMPLETIONS, sampling__concurrency=CONCURRENCY, **given)
     groups: dict[str, Any] = {name: getattr(settings, name) for name in Settings.model_fields}
-    return dpo_pipeline(**groups, until="judge", return_state=True)
+    return dpo_pipeline(**groups, until=until, return_state=True)
 
 
 def made(place: Engines) -> dict[str, bytes]:
@@ -94,9 +99,9 @@ def made(place: Engines) -> dict[str, bytes]:
     return {key: store.read(key) or b"" for key in keys}
 
 
-def made_by_one_worker(folder: Path) -> dict[str, bytes]:
+def made_by_one_worker(folder: Path, until: StageName = "judge") -> dict[str, bytes]:
     with engines(folder) as alone:
-        assert flow(alone).is_completed()
+        assert flow(alone, until).is_completed()
         return made(alone)
 
 
@@ -114,6 +119,34 @@ def test_threads_make_the_same_bytes_as_one_worker(place: Engines, tmp_path: Pat
     assert eventually(lambda: shard_runs(ended) == 2 * NODES)
     assert made(place) == made_by_one_worker(tmp_path / "alone")
     assert repeated(place) == 0
+
+
+@pytest.mark.prefect
+def test_ctrl_c_ends_the_shards_at_work_and_what_was_answered_is_kept(
+    place: Engines, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
+    answers, ended = 6, threading.Event()
+    turns = itertools.count()
+
+    def wait(route: str, body: Mapping[str, Any]) -> None:
+        if route.endswith("/completions") and next(turns) >= answers:
+            ended.wait(20)
+
+    def interrupt() -> None:
+        eventually(lambda: kept(place) == answers)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    place.vllm.before = wait
+    with ThreadPoolExecutor(1) as thread:
+        interrupted = thread.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            flow(place, workers=NODES)
+        assert not interrupted.exception()
+    assert len(place.vllm.completions) < NODES * (WINDOW + 1) + answers  # nobody has waited for the others
+    ended.set()
+    assert kept(place) == answers
 
 
 @pytest.mark.prefect
@@ -144,10 +177,14 @@ def test_the_judges_rate_is_that_of_the_limit_over_all_workers(place: Engines) -
 
 
 @pytest.mark.prefect
-def test_a_limit_that_is_not_there_is_refused(place: Engines) -> None:
-    ended = flow(place, judge_limit="no-such-limit")
-    assert ended.is_failed()
-    assert "no-such-limit" in str(ended.result(raise_on_failure=False))
+def test_a_limit_that_is_not_there_or_keeps_no_rate_is_refused_with_the_command_that_makes_it(place: Engines) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="no-rate", limit=20))
+    for name in ("no-such-limit", "no-rate"):
+        ended = flow(place, judge_limit=name)
+        assert ended.is_failed()
+        error = str(ended.result(raise_on_failure=False))
+        assert f"`prefect gcl create {name} --limit CALLS --slot-decay-per-second CALLS_A_SECOND`, or mend" in error
     assert not place.judge.requests
 
 
@@ -176,7 +213,7 @@ def test_a_node_killed_in_mid_stage_loses_nothing_and_repeats_at_most_its_window
     place.vllm.before = wait
     with ThreadPoolExecutor(1) as thread:
         on = {"runner": "ray", "address": cluster.address, "workers": NODES}
-        run = thread.submit(copy_context().run, lambda: flow(place, **on))
+        run = thread.submit(copy_context().run, lambda: flow(place, "generate_pairs", **on))
         try:
             eventually(lambda: run.done() or (len(in_flight) == NODES * WINDOW and kept(place) == answers))
             assert not run.done()
@@ -184,5 +221,5 @@ def test_a_node_killed_in_mid_stage_loses_nothing_and_repeats_at_most_its_window
         finally:
             free.set()
         assert run.result().is_completed()
-    assert made(place) == made_by_one_worker(tmp_path / "alone")
+    assert made(place) == made_by_one_worker(tmp_path / "alone", "generate_pairs")
     assert repeated(place) <= WINDOW
