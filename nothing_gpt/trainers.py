@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import TrainerCallback, set_seed
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -245,8 +246,19 @@ class PreferenceTrainer(DPOTrainer):
         return output
 
     def whole_adapter(self) -> dict[str, Any] | None:
-        """The policy's weights where they are sharded over the ranks, gathered by all of them; else None."""
-        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+        """What is trained, where it is sharded over the ranks, gathered by all of them; else None."""
+        if not self.is_fsdp_enabled:
+            return None
+        trained = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        model: Any = self.model
+        return get_model_state_dict(model, options=trained)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers', which of a sharded model would gather the base too, in the first rank's memory."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=self.whole_adapter())
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def pair_margins(self) -> list[float]:
         """Reward margin of each validation pair: beta times the difference of the two log-ratios (equation 7 of the
