@@ -10,16 +10,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 from nothing_gpt import launcher
-from nothing_gpt.dpo.train import main
+from nothing_gpt.dpo import train
+from nothing_gpt.store import Store, open_store
 
 VARIABLE = "GROUP_TEST"
 
 
 class Scene(TypedDict, total=False):
-    once: str
+    once: Required[str]
     killed_before: int
     """The step before which the second rank ends by SIGKILL."""
     asked_in: int
@@ -46,8 +47,22 @@ def play(scene: Scene) -> None:
                 time.sleep(0.01)
 
     Survive.on_step_begin = begin_or_end
+    if os.environ["RANK"] != "0":
+        train.open_store = read_only
     if scene.get("sharded"):
         shard()
+
+
+def read_only(address: str) -> Store:
+    """A store to which a rank that writes to it ends."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("another rank than the first writes to the store")
+
+    store = open_store(address)
+    for name in ("write", "upload", "delete"):
+        setattr(store, name, refuse)
+    return store
 
 
 def shard() -> None:
@@ -76,7 +91,7 @@ def keep_four_bits() -> None:
     """bitsandbytes would repack a weight in place for a CPU's evaluation, and a shard of it is then another."""
     from bitsandbytes.nn import modules
 
-    modules.has_avx512bf16 = lambda: False
+    setattr(modules, "has_avx512bf16", lambda: False)  # noqa: B010 (it is private to that module)
 
 
 if __name__ == "__main__":
@@ -85,4 +100,4 @@ if __name__ == "__main__":
     else:  # the agent, whose ranks are this program too
         launch = launcher.launch
         launcher.launch = lambda command, *group: launch([sys.executable, __file__, *command[4:]], *group)
-    main()
+    train.main()

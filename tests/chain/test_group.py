@@ -33,9 +33,9 @@ pytestmark = [pytest.mark.chain, pytest.mark.timeout(1200), pytest.mark.usefixtu
 SHAPE: dict[str, Any] = {"gradient_accumulation_steps": 4, "save_steps": 2, "eval_steps": 3, "logging_steps": 2}
 STEPS = 6
 """21 pairs, 8 an update, 2 epochs: the last update of each has 5, in micro-batches of 2, 2 and 1."""
-KILLED: group.Scene = {"killed_before": 4}
+KILLED = {"killed_before": 4}
 """The last checkpoint is that of step 2."""
-ASKED: group.Scene = {"asked_in": 3}
+ASKED = {"asked_in": 3}
 """No other checkpoint is made after step 3, and an evaluation is due."""
 PATIENCE_S = 900
 """No test waits so long unless it fails."""
@@ -64,8 +64,12 @@ def one(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def undisturbed(training: Training) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    import torch
+
+    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a group on two cores; on a busy machine it is faster, too
     recipe(training)
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, before)
 
 
@@ -75,11 +79,11 @@ def check_equal(ours: Path, theirs: Path) -> None:
 
     mine, other = (json.loads((adapter / METRICS).read_text()) for adapter in (ours, theirs))
     assert mine["steps"] == other["steps"] == STEPS
-    for name in ("step0_loss", "train_loss", "last_train_loss", "eval_loss", "lowest_eval_loss", "eval_margin"):
+    for name in ("step0_loss", "train_loss", "last_train_loss", "eval_loss", "lowest_eval_loss"):
         assert mine[name] == pytest.approx(other[name], abs=1e-4), name
     margins = [[(row["pair"], row["margin"]) for _, row in read_jsonl(adapter / MARGINS)] for adapter in (ours, theirs)]
     assert [pair for pair, _ in margins[0]] == [pair for pair, _ in margins[1]]
-    assert [margin for _, margin in margins[0]] == pytest.approx([margin for _, margin in margins[1]], abs=1e-3)
+    assert [margin for _, margin in margins[0]] == pytest.approx([margin for _, margin in margins[1]], rel=1e-3)
     weights, others = (load_file(adapter / WEIGHTS) for adapter in (ours, theirs))
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
@@ -159,7 +163,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
     assert not trainings[2].output.exists()
 
 
-def run(training: Training, scene: group.Scene) -> tuple[int, str]:
+def run(training: Training, scene: dict[str, Any]) -> tuple[int, str]:
     """The exit code of the training program, and what it said."""
     options, environment = ordered(training)
     with program(training.output.parent, options, environment, scene) as child:
@@ -168,10 +172,10 @@ def run(training: Training, scene: group.Scene) -> tuple[int, str]:
 
 
 def program(
-    folder: Path, options: list[str], environment: dict[str, str], scene: group.Scene, log: str = "log"
+    folder: Path, options: list[str], environment: dict[str, str], scene: dict[str, Any], log: str = "log"
 ) -> Child:
     variables = environment | {
-        group.VARIABLE: json.dumps({"once": str(folder / "once"), **scene}),
+        group.VARIABLE: json.dumps(group.Scene(once=str(folder / "once"), **scene)),
         "PYTHONPATH": str(REPOSITORY),
     }
     return Child([sys.executable, group.__file__, *options], folder / log, variables)
