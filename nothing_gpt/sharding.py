@@ -1,8 +1,8 @@
 """Does each GPU of a group hold the whole base model (DDP), or a part of each of its layers (FSDP)?
 
 Chosen by size, so that no setting says it: DDP where it fits, for it sends only the adapter's gradients. The formula is
-arithmetic, and nobody measured it. FSDP (with NF4 that is QLoRA, sharded) has been run on no GPU: its settings are
-those that transformers, PEFT and bitsandbytes document.
+arithmetic, and nobody measured it. FSDP, also with NF4 (QLoRA, sharded), comes to what one process comes to on two CPUs
+(`tests/chain/test_group.py`); it has been run on no GPU.
 """
 
 import os

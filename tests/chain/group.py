@@ -23,6 +23,8 @@ class Scene(TypedDict, total=False):
     once: Required[str]
     killed_before: int
     """The step before which the second rank ends by SIGKILL."""
+    with_agent: bool
+    """Its agent does, and it with that."""
     asked_in: int
     """The step in which the agent is asked to stop; the ranks go on only when it has passed that on."""
     sharded: bool
@@ -39,7 +41,8 @@ def play(scene: Scene) -> None:
         step, once = state.global_step + 1, Path(scene["once"])
         if os.environ["RANK"] == "1" and step == scene.get("killed_before") and not once.exists():
             once.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getppid() if scene.get("with_agent") else os.getpid(), signal.SIGKILL)
+            signal.pause()
         if os.environ["RANK"] == "0" and step == scene.get("asked_in") and not once.exists():
             once.touch()
             os.kill(os.getppid(), signal.SIGTERM)

@@ -5,11 +5,8 @@ the last batch of an evaluation. How a group is started and watched is tested in
 """
 
 import json
-import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -150,14 +147,14 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
             training = replace(trainings[place], run=trainings[0].run)
             options, environment = ordered(training)
             meeting = {ENDPOINT: endpoint, INDEX: str(index), "OMP_NUM_THREADS": "1"}  # on one machine here
-            return stack.enter_context(program(tmp_path, options, environment | meeting, KILLED, f"{place}.log"))
+            scene = {**KILLED, "with_agent": True}
+            return stack.enter_context(program(tmp_path, options, environment | meeting, scene, f"{place}.log"))
 
         first, second = machine(0, 0), machine(1, 1)
-        wait_until((tmp_path / "once").exists, first, second)
-        os.kill(second.pid, signal.SIGKILL)
+        lost = second.wait(PATIENCE_S)
         third = machine(2, 1)
-        codes = [child.wait(PATIENCE_S) for child in (first, third)]
-    assert codes == [0, 0], (first.log.read_text(), third.log.read_text())
+        codes = [lost, *(child.wait(PATIENCE_S) for child in (first, third))]
+    assert codes == [128 + signal.SIGKILL, 0, 0], [child.log.read_text() for child in (first, second, third)]
     assert "going on from checkpoint-2" in first.log.read_text()
     check_equal(trainings[0].output, one)
     assert not trainings[2].output.exists()
@@ -179,11 +176,3 @@ def program(
         "PYTHONPATH": str(REPOSITORY),
     }
     return Child([sys.executable, group.__file__, *options], folder / log, variables)
-
-
-def wait_until(reached: Callable[[], bool], *children: Child) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert all(child.running for child in children), [child.tail() for child in children]
-        assert time.monotonic() < deadline, [child.tail() for child in children]
-        time.sleep(0.1)
