@@ -66,6 +66,8 @@ def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
     )  # fmt: skip
     # The processes' own store anew at each start: in the agents' they would find addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # As many threads as cores in each process would wait for one another most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // gpus)))
     if nodes > 1:
         say(f"train: meeting {nodes - 1} other machines at {endpoint}")
     with tempfile.TemporaryDirectory(prefix="nothing-gpt-ranks-") as logs:

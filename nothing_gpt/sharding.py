@@ -1,8 +1,8 @@
 """Does each GPU of a group hold the whole base model (DDP), or a part of each of its layers (FSDP)?
 
 Chosen by size, so that no setting says it: DDP where it fits, for it sends only the adapter's gradients. The formula is
-arithmetic, and nobody measured it. FSDP (with NF4 that is QLoRA, sharded) has been run on no GPU: its settings are
-those that transformers, PEFT and bitsandbytes document.
+arithmetic, and nobody measured it. FSDP, also with NF4 (QLoRA, sharded), comes to what one process comes to on two CPUs
+(`tests/chain/test_group.py`); it has been run on no GPU.
 """
 
 import os
@@ -52,16 +52,19 @@ def is_sharded(parameters: int, settings: TrainingSettings, memory: int, process
 def arguments(base: str, revision: str | None, settings: TrainingSettings) -> dict[str, Any]:
     """`FSDP`, where this group needs it; then it is told the libraries too, which load the model accordingly. Raises
     as `is_sharded`."""
-    import torch
-
-    if ranks.count() == 1 or not torch.cuda.is_available():
-        return {}
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, revision=revision))
-    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    if not is_sharded(model.num_parameters(), settings, memory, ranks.count()):
+    if ranks.count() == 1 or not _needs_sharding(base, revision, settings):
         return {}
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     return FSDP
+
+
+def _needs_sharding(base: str, revision: str | None, settings: TrainingSettings) -> bool:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not torch.cuda.is_available():
+        return False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, revision=revision))
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return is_sharded(model.num_parameters(), settings, memory, ranks.count())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import TrainerCallback, set_seed
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -18,6 +19,7 @@ from nothing_gpt.errors import FatalError, stop_at_once
 from nothing_gpt.pair_batches import SortedUpdates
 from nothing_gpt.progress import progress
 from nothing_gpt.store import reporting_disk
+from nothing_gpt.training_figures import start_figures
 
 
 class ShowSteps(TrainerCallback):
@@ -37,6 +39,20 @@ class ShowSteps(TrainerCallback):
         self._shown.close()
 
 
+class CheckStart(TrainerCallback):
+    """Checks the evaluation before the first step (`start_figures`, and raises as that) and keeps its `figures`.
+
+    They are taken in training, not before it: FSDP shards a model together with its optimizer."""
+
+    def __init__(self, expected: float, figures: dict[str, float]):
+        self._expected = expected
+        self.figures = figures
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        if state.global_step == 0:
+            self.figures = start_figures(metrics, self._expected)
+
+
 class EvaluationLeft(Exception):
     """The process was asked to stop while it evaluated."""
 
@@ -46,7 +62,7 @@ class Survive(TrainerCallback):
 
     Transformers' own answer to SIGTERM waits three seconds and saves in the middle of a step; this one saves at the
     step's end, so that what is gone on from is what an undisturbed run went through. It leaves an evaluation at once,
-    and the run that goes on makes up for it.
+    and the run that goes on makes up for it. There is one before the first step too.
 
     Of several ranks all stop at the same step, whichever was asked.
 
@@ -65,11 +81,14 @@ class Survive(TrainerCallback):
         signal.signal(signal.SIGTERM, self._stop)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._training = True
+        self._training = state.global_step > 0
         state.compute_steps(args, state.max_steps)  # a checkpoint says how often the run that saved it logged and saved
-        due = state.global_step == state.max_steps or (state.global_step and state.global_step % state.eval_steps == 0)
+        due = state.global_step == state.max_steps or state.global_step % state.eval_steps == 0
         done = any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history)
-        args.eval_on_start = bool(due) and not done
+        args.eval_on_start = due and not done
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._anyone_asked():
@@ -137,10 +156,6 @@ class PreferenceTrainer(DPOTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         set_seed(self.args.seed)
-        # An evaluation before it prepared the model without what sums the ranks' gradients, and accelerate would leave
-        # it so: each rank would train for itself.
-        model: Any = self.model
-        model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedUpdates:
@@ -231,8 +246,19 @@ class PreferenceTrainer(DPOTrainer):
         return output
 
     def whole_adapter(self) -> dict[str, Any] | None:
-        """The policy's weights where they are sharded over the ranks, gathered by all of them; else None."""
-        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+        """What is trained, where it is sharded over the ranks, gathered by all of them; else None."""
+        if not self.is_fsdp_enabled:
+            return None
+        trained = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        model: Any = self.model
+        return get_model_state_dict(model, options=trained)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers', which of a sharded model would gather the base too, in the first rank's memory."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=self.whole_adapter())
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def pair_margins(self) -> list[float]:
         """Reward margin of each validation pair: beta times the difference of the two log-ratios (equation 7 of the

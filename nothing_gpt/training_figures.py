@@ -46,7 +46,7 @@ def start_figures(measured: Mapping[str, float], expected: float) -> dict[str, f
 def final_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The last evaluation as `eval_*`, the steps, and what to compare it with: the mean training loss, of all steps and
     of the last quarter, the lowest evaluated loss and the highest margin."""
-    evaluations = [row for row in log if "eval_loss" in row]
+    evaluations = [row for row in log if "eval_loss" in row and row["step"]]
     steps = max(row["step"] for row in log)
     return {
         "steps": steps,

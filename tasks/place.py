@@ -271,7 +271,7 @@ class ModalPlace(LocalPlace):
         from nothing_gpt.jobs.modal import modal_run  # an extra
 
         super().__init__(settings)
-        self.run = modal_run(settings.place.modal)
+        self.run = modal_run(settings.place.modal, settings.training.gpus)
 
     def running_server(self) -> Server:
         """As in the place local; the vLLM on Modal, where its address is given, is one more replica."""

@@ -188,6 +188,11 @@ def test_an_embedded_chain_needs_nothing() -> None:
     Settings().check_chain()
 
 
+def test_a_chain_elsewhere_than_on_gke_trains_on_one_machine() -> None:
+    with pytest.raises(FatalError, match=r"training.nodes=2: place.kind=modal trains on one machine; set it to 1"):
+        load_settings(overrides=["place.kind=modal", "training.nodes=2"]).check_chain()
+
+
 def test_a_setting_within_a_group_of_a_group_can_be_given(file: Path) -> None:
     file.write_text("place: {kind: gke, gke: {namespace: mine, image: theirs}}")
     place = load_settings(file, ["place.gke.image=ours", "judge.prices.m={input: 1, output: 2}"]).place

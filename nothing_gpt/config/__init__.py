@@ -44,6 +44,11 @@ class Settings(Group):
 
     def check_chain(self) -> None:
         """Raises FatalError where a chain lacks what its place does not bring; a single command may do without."""
+        if self.training.nodes > 1 and self.place.kind != "gke":
+            raise FatalError(
+                f"training.nodes={self.training.nodes}: place.kind={self.place.kind} trains on one machine; set it to "
+                "1, and training.gpus to the GPUs that it has"
+            )
         if self.place.kind == "embedded":
             return
         if not self.prompts.paths:

@@ -113,7 +113,8 @@ class TrainingSettings(Group):
         ge=1,
         le=16,
         description="GPUs a machine, each with a process of its own; without a GPU, processes on the CPU. They share "
-        "gradient_accumulation_steps, so an update has the same pairs on one GPU as on many.",
+        "gradient_accumulation_steps, so an update has the same pairs on one GPU as on many. modal: a container with "
+        "so many L4s.",
     )
     nodes: int = Field(
         default=1,

@@ -48,7 +48,7 @@ from nothing_gpt.records import digest, write_jsonl
 from nothing_gpt.store import Store, reporting_disk
 from nothing_gpt.tracking import Tracking
 from nothing_gpt.training_data import check_split, check_tokens, dataset, fit, tokenize
-from nothing_gpt.training_figures import KEY_METRICS, final_figures, out_of_memory, start_figures
+from nothing_gpt.training_figures import KEY_METRICS, final_figures, out_of_memory
 
 if TYPE_CHECKING:
     from nothing_gpt.trainers import PreferenceTrainer
@@ -111,7 +111,7 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
         check_tokens(tokens, known, name)
         rows[:] = fit(rows, tokens, settings.max_length, settings.long_pairs, counts, name)
 
-    from nothing_gpt.trainers import ShowSteps, Survive, reporting_full_disk
+    from nothing_gpt.trainers import CheckStart, ShowSteps, Survive, reporting_full_disk
 
     checkpoints = Checkpoints(work, training.store, training.run)
     with reporting_disk(work):
@@ -119,13 +119,14 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
         with ranks.first_here_first():
             if checkpoint and (checkpoint / TRACKING).is_dir() and not (work / TRACKING).exists():  # another machine's
                 shutil.copytree(checkpoint / TRACKING, work / TRACKING)
-    begun = _beginning(checkpoint, training) if checkpoint else {}
+    expected = loss_at_reference(settings.loss_type, settings.beta, smoothing)
+    start = CheckStart(expected, _beginning(checkpoint, training) if checkpoint else {})
     going_on_after = step_of(checkpoint) if checkpoint else 0
     tracking = Tracking(work / TRACKING, training.run, tags(training), settings.model_dump(), going_on_after)
 
     def add(checkpoint: Path) -> None:
         # For a machine that has nothing else. TensorBoard's file is up to date by now, W&B's may lag behind.
-        (checkpoint / STEP0).write_text(json.dumps({"made_of": training.made_of, "figures": begun}))
+        (checkpoint / STEP0).write_text(json.dumps({"made_of": training.made_of, "figures": start.figures}))
         tracking.leave(checkpoint / TRACKING)
 
     survive = Survive(checkpoints, add)
@@ -133,13 +134,10 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
     with reporting_full_disk(work), out_of_memory(settings), tracking:
         tracking.used("pairs", [training.data / name for name in ("train.jsonl", "val.jsonl")])
         trainer = build_trainer(training, tokenizer, train_rows, val_rows, smoothing)
-        for callback in (ShowSteps("train"), survive, *tracking.callbacks()):
+        for callback in (ShowSteps("train"), start, survive, *tracking.callbacks()):
             trainer.add_callback(callback)
         if checkpoint:
             say(f"train: going on from {checkpoint.name}")
-        else:
-            expected = loss_at_reference(settings.loss_type, settings.beta, smoothing)
-            begun = start_figures(trainer.evaluate(), expected)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if survive.asked:
             raise TransientError(
@@ -150,7 +148,7 @@ def _recipe(training: Training, train_rows: list[dict[str, Any]], val_rows: list
         if not ranks.is_first():
             return
         figures = {
-            **begun,
+            **start.figures,
             **final_figures(trainer.state.log_history),
             **interval("accuracy", wilson(sum(margin > 0 for margin in margins), len(margins))),
             **interval("margin", bootstrap_mean(margins)),
@@ -312,7 +310,7 @@ def finish(
     figures = {**figures, "changed_share": changed, "base_revision": revision}
     (finished / METRICS).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     before = {"step": 0, **{f"eval_{theirs}": figures[f"step0_{ours}"] for theirs, ours in KEY_METRICS.items()}}
-    log = [before, *trainer.state.log_history]
+    log = [before, *(row for row in trainer.state.log_history if row["step"])]
     for row in log:
         if "train_loss" in row:  # the trainer's own mean is over the steps since a resume
             row["train_loss"] = figures["train_loss"]

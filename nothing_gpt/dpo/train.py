@@ -26,6 +26,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from nothing_gpt.artifacts import Artifact, Workshop
 from nothing_gpt.bases import Base, known_base
 from nothing_gpt.checkpoints import Checkpoints, surviving_store
 from nothing_gpt.config import Environment, TrainingSettings
+from nothing_gpt.devices import taken
 from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
 from nothing_gpt.dpo.recipe import Training, label_smoothing, recipe
 from nothing_gpt.loading import load_settings
@@ -149,15 +151,15 @@ def _program(given: Sequence[str]) -> None:
     elif settings.gpus * settings.nodes > 1:
         from nothing_gpt.launcher import launch  # torch
 
-        code = launch([sys.executable, "-u", "-m", MODULE, *given], run, settings.gpus, settings.nodes)
+        with taken(settings.gpus):
+            code = launch([sys.executable, "-u", "-m", MODULE, *given], run, settings.gpus, settings.nodes)
         if code:
             sys.exit(code)  # why is said
         return
-    else:  # of several devices the first: TRL refuses to see more
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     work = (arguments.work or output.parent) / f".{output.name}.{run}"
     store = open_store(arguments.store) if arguments.store else None
-    recipe(Training(start, data, output, base.location, base.revision, settings, made_of, work, run, store))
+    with nullcontext() if ranks.is_rank() else taken(1):  # TRL refuses to see more
+        recipe(Training(start, data, output, base.location, base.revision, settings, made_of, work, run, store))
     if ranks.is_first() and not arguments.run:  # else who named it looks after its copies, once it has the adapter
         with surviving_store("the store's copies of the checkpoints are still there"):
             Checkpoints(work, store, run).clear()

@@ -39,6 +39,8 @@ except ModuleNotFoundError as error:  # this file is imported where a run's plac
 
 DEPLOY = "modal deploy deployments/modal_app.py"
 FUNCTION = "train"
+GPU = "L4"
+"""The deployed function's; a training on several gets a container with as many."""
 DATA = ("train.jsonl", "val.jsonl", "quality.json")
 POLL_SECONDS = 10.0
 UNREACHABLE = (
@@ -95,8 +97,8 @@ class Job:
         return f"runs/{self.run}"
 
 
-def modal_run(settings: ModalSettings) -> Run:
-    """Runs a training as a call of the deployed app; it raises as `local.run_module`.
+def modal_run(settings: ModalSettings, gpus: int = 1) -> Run:
+    """Runs a training as a call of the deployed app, on `gpus` GPUs; it raises as `local.run_module`.
 
     Interrupted by a person it cancels the call. Killed, or without the network, it leaves the call alone, and run again
     it waits for that one.
@@ -111,6 +113,8 @@ def modal_run(settings: ModalSettings) -> Run:
         with clear_errors(settings):
             named: dict[str, Any] = {"environment_name": settings.environment}
             function = modal.Function.from_name(settings.app, FUNCTION, **named).hydrate()
+            if gpus > 1:
+                function = function.with_options(gpu=f"{GPU}:{gpus}")
             volume = modal.Volume.from_name(settings.volume, create_if_missing=True, **named)
             outcome = _outcome(job, function, volume, settings.running_hours, log)
             check_ended_well(module, outcome["code"], outcome["tail"], log)

@@ -187,7 +187,7 @@ def test_killed_just_before_it_publishes_it_only_does_that(
     from trl.trainer.dpo_trainer import DPOTrainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(library, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("nothing_gpt.dpo.recipe.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             recipe(fresh)
     monkeypatch.setattr(DPOTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
@@ -305,7 +305,7 @@ def test_a_full_disk_is_one_clear_line(fresh: Training, error: Exception, monkey
 def test_a_parameter_that_is_trained_in_less_than_float32_stops_it(
     fresh: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "train_in_float32", lambda policy: policy.bfloat16())
+    monkeypatch.setattr("nothing_gpt.dpo.recipe.train_in_float32", lambda policy: policy.bfloat16())
     with pytest.raises(FatalError, match=r"is torch.bfloat16, and not float32"):
         tiny.built(fresh)
 
@@ -351,7 +351,7 @@ def test_a_reference_that_is_not_the_starting_adapter_stops_it(model: Path, tmp_
 
 
 def test_an_adapter_that_does_not_change_is_not_published(fresh: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "changed_share", lambda *_: 0.0)
+    monkeypatch.setattr("nothing_gpt.dpo.recipe.changed_share", lambda *_: 0.0)
     with pytest.raises(FatalError, match="did not change; raise"):
         recipe(fresh)
     assert not fresh.output.exists()

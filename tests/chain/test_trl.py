@@ -24,7 +24,7 @@ def test_every_setting_reaches_trl(fresh: Training) -> None:
         gradient_accumulation_steps=6, max_length=300, long_pairs="drop", gradient_checkpointing=True,
         precompute_ref_log_probs=False, eval_steps=7, save_steps=11, logging_steps=13, seed=9, bf16=False,
     )  # fmt: skip
-    elsewhere = {"quantization", "starting_version"}  # read before TRL is
+    elsewhere = {"quantization", "starting_version", "gpus", "nodes"}  # read before TRL is
     same = {name for name, value in TrainingSettings() if value == getattr(given, name)}
     assert same == elsewhere, "each is off its default, or its loss would not be seen"
     trainer = tiny.built(replace(fresh, settings=given), smoothing=0.2)

@@ -185,13 +185,12 @@ def test_two_runs_never_share_a_work_folder_whatever_is_given(
     assert (given[2].run, given[2].made_of) == ("its-name", given[1].made_of)
 
 
-@pytest.mark.parametrize(("visible", "used"), [(None, "0"), ("2,3", "2"), ("", "")])
+@pytest.mark.parametrize(("visible", "used"), [("2,3", "2"), ("", "")])
 def test_of_several_devices_it_sees_one(
-    program: Callable[..., int], monkeypatch: pytest.MonkeyPatch, visible: str | None, used: str
+    program: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, used: str
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("nothing_gpt.devices.LOCKS", tmp_path)
     monkeypatch.setattr(train, "recipe", lambda _: None)
     assert program() == 0
     assert os.environ["CUDA_VISIBLE_DEVICES"] == used

@@ -43,6 +43,7 @@ class Cloud:
         self.before_get: Callable[[], object] = lambda: None
         self.retries = 3
         self.containers = 0
+        self.gpus: list[str | None] = []
 
     @property
     def memory(self) -> Path:
@@ -138,6 +139,10 @@ class Function:
         self.cloud.reach()
         if not self.cloud.deployed or self.named != ("nothing-gpt", "train"):
             raise exception.NotFoundError(f"Lookup failed for {self.named}")
+        return self
+
+    def with_options(self, *, gpu: str | None = None) -> "Function":
+        self.cloud.gpus.append(gpu)
         return self
 
     def spawn(self, *args: Any, **kwargs: Any) -> "FunctionCall":

@@ -44,7 +44,7 @@ ask(Path(sys.argv[1]), "finish")
 """
 
 
-def ask(folder: Path, *plan: str, base: str | None = None, **settings: Any) -> Path:
+def ask(folder: Path, *plan: str, base: str | None = None, gpus: int = 1, **settings: Any) -> Path:
     """Asks for a training as `dpo/train.py` does, with what each of its tries is to do; returns the adapter's
     folder."""
     work = folder / "work" / RUN
@@ -59,7 +59,7 @@ def ask(folder: Path, *plan: str, base: str | None = None, **settings: Any) -> P
     }
     arguments = ["--settings", str(work / "_settings.json"), "--work", str(work / "_work")]
     arguments += ["--run", RUN, "--store", "a store of this machine"]
-    modal_run(ModalSettings(**settings))(MODULE, arguments, places, log(folder))
+    modal_run(ModalSettings(**settings), gpus)(MODULE, arguments, places, log(folder))
     return work / "_adapter"
 
 
@@ -92,6 +92,11 @@ def test_a_training_comes_back_whole_and_leaves_only_the_base_model(
     said = capsys.readouterr().err
     assert "train: on Modal as call fc-1" in said
     assert "at c0ffee" in said
+
+
+def test_a_training_on_several_gpus_gets_a_container_that_has_them(cloud: Cloud, train: Train) -> None:
+    train("finish", gpus=2)
+    assert cloud.gpus == ["L4:2"]
 
 
 def test_its_log_is_here_each_line_once(cloud: Cloud, train: Train, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from modal._logs_manager import FunctionCallLogsManager
 from modal.volume import VolumeUploadContextManager
 
 from nothing_gpt.config.place import ModalSettings
+from nothing_gpt.jobs.modal import GPU
 from nothing_gpt.loading import load_settings
 from tests.conftest import REPOSITORY
 from tests.jobs.modal import fake_modal
@@ -49,7 +50,7 @@ def secrets(options: dict[str, Any]) -> str:
 
 def test_training_asks_for_what_it_needs(defined: dict[str, dict[str, Any]]) -> None:
     train, app = defined["train"], defined["app"]
-    assert train["gpu"] == "L4"
+    assert train["gpu"] == GPU
     assert secrets(train) == "hf-secret, wandb-secret"
     assert train["volumes"] == {"/vol": app["volume"], "/root/.cache/huggingface": app["hub"]}
     assert train["retries"].max_retries == 8
@@ -97,7 +98,7 @@ def test_its_settings_file_is_read() -> None:
 
 
 FAKES = [
-    (fake_modal.Function, modal.Function, ["from_name", "hydrate", "spawn"]),
+    (fake_modal.Function, modal.Function, ["from_name", "hydrate", "with_options", "spawn"]),
     (fake_modal.FunctionCall, modal.FunctionCall, ["from_id", "get", "cancel"]),
     (fake_modal.CallLogs, FunctionCallLogsManager, ["stream"]),
     (fake_modal.Volume, modal.Volume, ["from_name", "batch_upload", "read_file", "remove_file"]),
