@@ -30,8 +30,9 @@ from tasks.generate_pairs import generate_pairs
 from tasks.place import Place
 from tasks.train import train
 from tests.chain.processes import Command
+from tests.conftest import new_database
 from tests.fake_endpoint import Answer, fails
-from tests.flows.conftest import Call, Ended, new_database
+from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import Engines, Trainer
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
