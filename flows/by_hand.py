@@ -42,7 +42,7 @@ def promote_by_hand(settings: Settings, wanted: str, approval: Approval, without
             facts = _facts(workshop, artifact, adapter_digest(current_folder(workshop, start)), registry)
         folder, kind = workshop.folder(artifact), settings.place.kind
         candidate = Candidate(folder, artifact.key, artifact.fingerprint, kind, approval=approval, **facts)
-        promoted = promote(workshop, candidate, start, server, replaces=registry.current)
+        promoted = promote(workshop, candidate, start, server, registry.current)
         place.name_copy("promote", promoted.artifact)
         return promoted
 

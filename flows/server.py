@@ -44,12 +44,29 @@ def prefect_server(settings: Settings) -> Iterator[None]:
         _provide_limits()
         yield
         return
-    with own_server(data, free_port()):
-        _provide_limits()
+    with alone_on(data) as alone, own_server(data, free_port()):
+        _provide_limits(free=alone)
         try:
             yield
         finally:
             _send_what_is_queued()
+
+
+@contextmanager
+def alone_on(data: Path) -> Iterator[bool]:
+    """Whether no other command has a server of its own on the data folder: then whoever held a slot there has died."""
+    home = home_of(data)
+    with reporting_disk(home):
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "own.lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield alone
 
 
 @contextmanager
@@ -61,9 +78,6 @@ def own_server(data: Path, port: int) -> Iterator[Child]:
         FatalError: the server does not start.
     """
     url, log = f"http://127.0.0.1:{port}", data / "logs" / "prefect.log"
-    home = home_of(data)
-    with reporting_disk(home):
-        home.mkdir(parents=True, exist_ok=True)
     os.environ.update(environment(data, url))
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with Child(command, log) as server:
@@ -103,16 +117,19 @@ def kept_up(data: Path) -> str | None:
     return None
 
 
-def _provide_limits() -> None:
+def _provide_limits(free: bool = False) -> None:
+    """The limits; `free`: with all their slots."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.exceptions import PrefectHTTPStatusError
 
-    from flows.provision import provision_limits
+    from flows.provision import free_slots, provision_limits
 
     url, key, auth = (os.environ.get(f"PREFECT_API_{name}") for name in ("URL", "KEY", "AUTH_STRING"))
     try:
         with SyncPrefectClient(str(url), api_key=key, auth_string=auth) as client:
             provision_limits(client)
+            if free:
+                free_slots(client)
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 401:
             raise

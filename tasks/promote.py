@@ -36,8 +36,8 @@ def promote(place: Place, models: Models, evidence: Evidence, approval: Approval
         ),
         workshop.folder(models.start),
         place.server(models),
+        evidence.registry.current,
         longest,
-        replaces=evidence.registry.current,
     )
 
 

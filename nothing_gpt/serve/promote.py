@@ -9,7 +9,6 @@ deserves it was decided before.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 from nothing_gpt.adapters import adapter_digest, changed_share, validate_adapter
@@ -90,14 +89,13 @@ def promote(
     candidate: Candidate,
     start: Path,
     server: Server,
+    replaces: int | None,
     conversation: Sequence[Message] = TEST_PROMPT,
-    replaces: int | EllipsisType | None = ...,
 ) -> Version:
     """Serves the candidate under the stable name and records it, if it is not the current version already. What a
     person took back wants an approval. `start` is the adapter that it was trained from, and also what the stable name
-    falls back to while nothing is promoted. `conversation` is a prompt, better a long one. `replaces` is the version
-    that was current when the candidate was compared with what is served (None: the starting adapter); left out,
-    whichever is current now.
+    falls back to while nothing is promoted. `replaces` is the version that was current when the candidate was compared
+    with what is served (None: the starting adapter). `conversation` is a prompt, better a long one.
 
     Raises:
         GateFailed: this adapter was taken back, and nobody has approved of it.
@@ -116,7 +114,7 @@ def promote(
     already = current is not None and current.digest == digest
     if not (already or candidate.approval):
         _refuse_taken_back(registry, digest)
-    if replaces is not ... and replaces != registry.current and not already:
+    if replaces != registry.current and not already:
         raise FatalError(
             f"promote: {_called(registry.current)} is current now, and the candidate was compared with "
             f"{_called(replaces)}; run again, and it is compared with that one"

@@ -1,4 +1,4 @@
-"""What the tests of training share: a training that is fresh, and a process that it leaves as it was."""
+"""What the tests of training share: a training that is fresh, and a process that it leaves as it was. And a demo."""
 
 import signal
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 
 from nothing_gpt.dpo.recipe import Training
 from tests.chain import tiny
+from tests.chain.processes import Command
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +37,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fresh(model: Path, tmp_path: Path) -> Training:
     return tiny.training(model, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a demo, run as it ships."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PREFECT_API_URL", "OMP_NUM_THREADS"):  # what the tests set
+            patch.delenv(name, raising=False)
+        running = Command("run", "--set", f"place.data={folder}", log=folder / "demo.log")
+    running.finish(800)
+    return folder

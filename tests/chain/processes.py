@@ -35,6 +35,12 @@ class Command:
         """The exit code; what it printed is in the log."""
         return self.process.wait(timeout_s)
 
+    def finish(self, timeout_s: float = 600) -> str:
+        """What it printed, once it has ended well and left no process."""
+        assert self.wait(timeout_s) == 0, self.output
+        assert self.alive() == []
+        return self.output
+
     def until(self, reached: str | Callable[[], object], timeout_s: float = 300) -> None:
         """Waits until `reached` says so, or is in the output."""
         deadline = time.monotonic() + timeout_s

@@ -40,10 +40,7 @@ class Chain:
                        log=self._logs / f"{self._count}.log")  # fmt: skip
 
     def finish(self, command: str, *arguments: str) -> str:
-        running = self.start(command, *arguments)
-        assert running.wait() == 0, running.output
-        assert running.alive() == []
-        return running.output
+        return self.start(command, *arguments).finish()
 
     def report(self) -> dict[str, Any]:
         return json.loads(self.finish("report", "--json"))

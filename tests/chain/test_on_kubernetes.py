@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from kubernetes import client
+from prefect.client.orchestration import get_client
 
+from flows.provision import free_slots
 from nothing_gpt.checkpoints import COMPLETE
 from nothing_gpt.embedded.judge import MODEL, OfflineJudge
 from nothing_gpt.embedded.serving import LocalVLLM
@@ -35,7 +37,8 @@ TRAINING = [part for name, value in SETTINGS.model_dump(exclude_defaults=True).i
 
 @dataclass
 class Machine:
-    """Where flows are started: a data folder, a bucket, and a cluster that shares nothing but the bucket with it."""
+    """Where flows are started: a data folder, a bucket, and a cluster that shares nothing but the bucket with it. Their
+    Prefect server is one of all tests."""
 
     cluster: Cluster
     namespace: str
@@ -53,11 +56,6 @@ class Machine:
     def train(self, model: Path, *more: str, **place: object) -> Command:
         folders = ["--data", str(model / "data"), "--adapter", str(model / "sft")]
         return self.start("train", *folders, *TRAINING, *more, base_model=model / "base", **place)
-
-    def finish(self, running: Command) -> str:
-        assert running.wait() == 0, running.output
-        assert running.alive() == []
-        return running.output
 
     @property
     def jobs(self) -> list[Any]:
@@ -88,7 +86,7 @@ def metrics(store: Store) -> dict[str, Any]:
 
 @pytest.fixture
 def machine(
-    cluster: Cluster, namespace: str, emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, namespace: str, emulator: str, prefect: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Machine:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
@@ -111,11 +109,13 @@ def test_preempted_twice_and_its_flow_killed_it_ends_as_if_undisturbed(machine: 
     machine.preempt_after_another_checkpoint(first)
     first.until("going on from checkpoint-")
     first.kill_everything_when(lambda: True)
-    machine.finish(machine.train(model))  # finds the Job at work or done
+    with get_client(sync_client=True) as prefect:
+        free_slots(prefect)  # else it waits a minute for those of the killed flow
+    machine.train(model).finish()  # finds the Job at work or done
     assert len(machine.jobs) == 1
     assert len(machine.pods) == 3
 
-    machine.finish(machine.train(model, kind="local", data=machine.folder / "undisturbed"))
+    machine.train(model, kind="local", data=machine.folder / "undisturbed").finish()
     store = open_store(str(machine.folder / "undisturbed" / "store"))
     for figure in ("eval_loss", "eval_margin", "train_loss"):
         assert metrics(machine.store)[figure] == pytest.approx(metrics(store)[figure], abs=1e-4)
@@ -134,7 +134,7 @@ def test_a_cancelled_flow_leaves_neither_job_nor_pods(machine: Machine, model: P
 
 @dataclass
 class Engines:
-    """The embedded place's base model, starting adapter, prompts, vLLM and judge."""
+    """The demo's base model, starting adapter and prompts, a vLLM and a judge."""
 
     options: list[str]
     place: dict[str, object]
@@ -142,15 +142,12 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    folder = tmp_path_factory.mktemp("embedded")
-    made = Command("run", "--set", f"place.data={folder}", "--until", "sft", log=folder / "made.log")
-    assert made.wait() == 0, made.output
+def embedded(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     (base,), (sft,), (prompts,) = (
-        [path.parent for path in (folder / "store" / stage).glob("*/manifest.json")]
+        [path.parent for path in (demo / "store" / stage).glob("*/manifest.json")]
         for stage in ("base", "sft", "scripts")
     )
-    with LocalVLLM(base, folder / "vllm.log") as server, OfflineJudge() as judge:
+    with LocalVLLM(base, tmp_path_factory.mktemp("vllm") / "log") as server, OfflineJudge() as judge:
         vllm = VLLM(server.base_url)
         vllm.load("seinfeld", str(sft))
         place: dict[str, object] = {
@@ -162,7 +159,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
 
 
 def test_a_run_trains_in_the_cluster_and_promotes_what_comes_back(machine: Machine, embedded: Engines) -> None:
-    output = machine.finish(machine.start("run", *embedded.options, **embedded.place))
+    output = machine.start("run", *embedded.options, **embedded.place).finish()
     (version,) = read_registry(machine.store).versions
     assert (version.place, f"train/{version.fingerprint}") == ("gke", version.artifact)
     assert metrics(machine.store)["step0_loss"] == pytest.approx(math.log(2), abs=0.02)

@@ -11,7 +11,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE_MS, RELOAD_MS = 240_000, 10_000
+PATIENCE_MS = 240_000
+LOOKS_MS = [1000 * 1.5**n for n in range(12)]
+"""How long each look at a page lasts before it is loaded again: ever longer, as a busy machine is slow to show it."""
 COLOURS = 64
 
 
@@ -78,10 +80,10 @@ class Person:
         """What a suspended run asks, which begins so. The form is there a moment after the run's state, and the page
         does not look for it again."""
         asked = self.page.get_by_text(text).first
-        for _ in range(PATIENCE_MS // RELOAD_MS):
+        for look in LOOKS_MS:
             self.press("Resume")
             with suppress(TimeoutError):
-                asked.wait_for(timeout=RELOAD_MS)
+                asked.wait_for(timeout=look)
                 return
             self.page.reload()
         raise AssertionError(f"{text} was never asked")
@@ -102,10 +104,10 @@ class Person:
     def sees(self, tab: str, text: str) -> Locator:
         """A tab shows what there was when the page was loaded, so it is loaded again until the tab shows this."""
         shown = self.page.get_by_text(text).first
-        for _ in range(PATIENCE_MS // RELOAD_MS):
+        for look in LOOKS_MS:
             self.open_tab(tab)
             with suppress(TimeoutError):
-                shown.wait_for(timeout=RELOAD_MS)
+                shown.wait_for(timeout=look)
                 return shown
             self.page.reload()
         raise AssertionError(f"{text} never came")
@@ -113,13 +115,13 @@ class Person:
     def reads_artifact(self, name: str, text: str) -> None:
         """One of the run's artifacts of this name says this. The tab shows the older ones too, in any order."""
         run = self.page.url
-        for attempt in range(PATIENCE_MS // RELOAD_MS):
+        for attempt, look in enumerate(LOOKS_MS):
             self.page.goto(run)
             self.sees("Artifacts", name)
             found = self.page.get_by_text(name, exact=True)
             found.nth(attempt % found.count()).click()
             with suppress(TimeoutError):
-                self.page.get_by_text(text).first.wait_for(timeout=RELOAD_MS)
+                self.page.get_by_text(text).first.wait_for(timeout=look)
                 return
         raise AssertionError(f"no {name} says {text}")
 

@@ -1,22 +1,18 @@
 """The `nothing-gpt` program, called in this process."""
 
-import os
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from flows.cli import main
-from flows.server import prefect_server
 from nothing_gpt.artifacts import Workshop
-from nothing_gpt.config import Settings
 from nothing_gpt.store import open_store
+from tests.conftest import new_database
 from tests.flows.fakes import Engines, engines
 
 if TYPE_CHECKING:
@@ -76,28 +72,6 @@ def program(call: Call, data: Path) -> Call:
     return lambda *arguments, **answer: call(*arguments, "--set", f"place.data={data}", **answer)
 
 
-@pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Prefect server of our own for all flows, those of child processes too."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    data = tmp_path_factory.mktemp("prefect")
-    try:
-        with prefect_server(Settings.model_validate({"place": {"data": str(data)}})):
-            names: dict[Any, str] = {
-                PREFECT_API_URL: os.environ["PREFECT_API_URL"],
-                PREFECT_HOME: os.environ["PREFECT_HOME"],
-            }
-            copy_database(Path(os.environ["PREFECT_HOME"]) / "prefect.db", data / "empty.db")
-            with temporary_settings(names):
-                yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 @pytest.fixture
 def place(tmp_path: Path, prefect: None) -> Iterator[Engines]:
     """The place of a run whose engines are fakes."""
@@ -116,14 +90,3 @@ def ui(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UI]
     yield ui
     ui.tell("down")
     assert ui.processes() == []
-
-
-def new_database(target: Path) -> None:
-    """Spares a new server the making of its tables, which takes it 8 seconds."""
-    target.parent.mkdir(parents=True)
-    copy_database(Path(os.environ["PREFECT_HOME"]).parent / "empty.db", target)
-
-
-def copy_database(source: Path, target: Path) -> None:
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)

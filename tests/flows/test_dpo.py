@@ -4,9 +4,11 @@ what is not, and how it ends. The engines are fakes (see `fakes.py`); on real on
 
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 from typing import Any
 
@@ -28,8 +30,9 @@ from tasks.generate_pairs import generate_pairs
 from tasks.place import Place
 from tasks.train import train
 from tests.chain.processes import Command
+from tests.conftest import new_database
 from tests.fake_endpoint import Answer, fails
-from tests.flows.conftest import Call, Ended, new_database
+from tests.flows.conftest import Call, Ended
 from tests.flows.fakes import Engines, Trainer
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
@@ -361,7 +364,10 @@ def test_asked_to_stop_it_ends_the_stage_at_work_and_leaves_nothing_behind(
 def test_a_failed_gate_is_exit_code_3_and_leaves_no_server_behind(
     place: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new_database(place.data / "prefect" / "prefect.db")
+    database = place.data / "prefect" / "prefect.db"
+    new_database(database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE concurrency_limit_v2 SET active_slots = 1")  # of a run that was killed: it is over
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.delenv(name)
     code, lines = as_a_process(place, gate__min_win_rate=0.99)

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import pytest
@@ -61,8 +60,12 @@ class Stand:
             {"adapter": adopted.key},
         )
 
-    def promote(self, candidate: Candidate, replaces: int | EllipsisType | None = ...) -> Version:
-        return promote(self.workshop, candidate, self.start, self.server, CONVERSATION, replaces)
+    def promote(self, candidate: Candidate) -> Version:
+        """As compared with what is current."""
+        return self.promote_instead_of(self.registry.current, candidate)
+
+    def promote_instead_of(self, version: int | None, candidate: Candidate) -> Version:
+        return promote(self.workshop, candidate, self.start, self.server, version, CONVERSATION)
 
     def roll_back(self) -> Version | None:
         return roll_back(self.workshop, ROLLBACK, self.start, self.server)

@@ -292,12 +292,12 @@ def test_a_candidate_that_was_compared_with_another_version_is_refused(stand: St
     candidate, other = stand.candidate(0.5), stand.candidate(0.75)
     stand.promote(other)
     with pytest.raises(FatalError, match=r"version 1 is current now, and .* with the starting adapter; run again"):
-        stand.promote(candidate, replaces=None)
+        stand.promote_instead_of(None, candidate)
     assert stand.serves(other.folder)
-    stand.promote(candidate, replaces=1)
+    stand.promote_instead_of(1, candidate)
     with pytest.raises(FatalError, match=r"version 2 is current now, and .* with version 1; run again"):
-        stand.promote(other, replaces=1)
-    assert stand.promote(candidate, replaces=1).version == 2  # it is what is wanted already
+        stand.promote_instead_of(1, other)
+    assert stand.promote_instead_of(1, candidate).version == 2  # it is what is wanted already
     assert stand.serves(candidate.folder)
 
 
@@ -350,7 +350,7 @@ def test_of_two_promotions_of_the_same_adapter_at_once_both_are_content(
 
 def test_without_the_base_at_hand_the_server_alone_judges_whether_the_adapter_fits(stand: Stand) -> None:
     candidate = stand.candidate()
-    promote(stand.workshop, candidate, stand.start, replace(stand.server, base=None), CONVERSATION)
+    promote(stand.workshop, candidate, stand.start, replace(stand.server, base=None), None, CONVERSATION)
     assert stand.serves(candidate.folder)
 
 
