@@ -19,7 +19,7 @@ from nothing_gpt.checkpoints import newest_whole
 from nothing_gpt.dpo.recipe import Training, recipe
 from nothing_gpt.errors import TransientError
 from nothing_gpt.processes import Child, free_port
-from nothing_gpt.ranks import ENDPOINT, INDEX
+from nothing_gpt.ranks import ADDRESS, ENDPOINT, INDEX
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.store import open_store
 from tests.chain import group, tiny
@@ -142,7 +142,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
         def machine(place: int, index: int) -> Child:
             training = replace(trainings[place], run=trainings[0].run)
             options, environment = ordered(training)
-            meeting = {ENDPOINT: endpoint, INDEX: str(index)}
+            meeting = {ENDPOINT: endpoint, INDEX: str(index), ADDRESS: f"127.0.0.{1 + index}"}
             scene = {**KILLED, "with_agent": True}
             return stack.enter_context(program(tmp_path, options, environment | meeting, scene, f"{place}.log"))
 
