@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import say
-from nothing_gpt.ranks import ENDPOINT, is_first_machine
+from nothing_gpt.ranks import ADDRESS, ENDPOINT, is_first_machine
 
 RESTARTS = 3
 """Of the group, by one agent; then whoever runs the agent tries again, or does not."""
@@ -61,8 +61,8 @@ def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
         raise FatalError(f"training.gpus={gpus}: this machine has {devices}; set it to {devices} or less")
     parameters = RendezvousParameters(
         "c10d", endpoint or "127.0.0.1:0", name, nodes, nodes,
-        local_addr=None if endpoint else "127.0.0.1", is_host=is_first_machine(), join_timeout=JOIN_S,
-        read_timeout=JOIN_S,
+        local_addr=os.environ.get(ADDRESS, None if endpoint else "127.0.0.1"),
+        is_host=is_first_machine(), join_timeout=JOIN_S, read_timeout=JOIN_S,
     )  # fmt: skip
     # The processes' own store anew at each start: in the agents' they would find addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -14,6 +14,9 @@ from nothing_gpt.errors import TransientError, stop_at_once
 
 ENDPOINT = "PET_RDZV_ENDPOINT"
 """Variable with HOST:PORT of a group's first machine; torchrun's own name."""
+ADDRESS = "PET_LOCAL_ADDR"
+"""Variable with a machine's own address, where its name is not to be asked for; torchrun's name too. The agents number
+their machines in the order of these."""
 INDEX = "JOB_COMPLETION_INDEX"
 """Variable with a machine's place in its group, from 0, as a Kubernetes Indexed Job sets it."""
 SETTLE_S = 3.0

@@ -13,12 +13,19 @@ from tests.chain.processes import Command
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    """Nothing is looked up, and nothing is told anybody."""
+    """Nothing is looked up, and nothing is told anybody; one thread, for several would wait for one another: on a busy
+    machine they take three times as long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    variables = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         patch.delenv("WANDB_API_KEY", raising=False)
+        torch.set_num_threads(1)
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from nothing_gpt.checkpoints import newest_whole
 from nothing_gpt.dpo.recipe import Training, recipe
 from nothing_gpt.errors import TransientError
 from nothing_gpt.processes import Child, free_port
-from nothing_gpt.ranks import ENDPOINT, INDEX
+from nothing_gpt.ranks import ADDRESS, ENDPOINT, INDEX
 from nothing_gpt.records import read_jsonl
 from nothing_gpt.store import open_store
 from tests.chain import group, tiny
@@ -61,12 +61,8 @@ def one(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def undisturbed(training: Training) -> None:
-    import torch
-
-    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a group on two cores; on a busy machine it is faster, too
+    before = signal.getsignal(signal.SIGTERM)
     recipe(training)
-    torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, before)
 
 
@@ -146,7 +142,7 @@ def test_machines_meet_and_one_that_is_replaced_takes_the_group_back_to_its_last
         def machine(place: int, index: int) -> Child:
             training = replace(trainings[place], run=trainings[0].run)
             options, environment = ordered(training)
-            meeting = {ENDPOINT: endpoint, INDEX: str(index), "OMP_NUM_THREADS": "1"}  # on one machine here
+            meeting = {ENDPOINT: endpoint, INDEX: str(index), ADDRESS: f"127.0.0.{1 + index}"}
             scene = {**KILLED, "with_agent": True}
             return stack.enter_context(program(tmp_path, options, environment | meeting, scene, f"{place}.log"))
 
