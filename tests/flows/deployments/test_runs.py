@@ -59,7 +59,7 @@ def nightly(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FlowRunFilter]:
     """The runs of two schedules of one deployment, both for the same minute. It is a minute or two ahead: whoever looks
-    at them last need not wait."""
+    at them after most others need not wait; who kills their worker comes after that."""
     then, nightly = datetime.now(UTC) + timedelta(minutes=2), fakes["nightly"]
     with engines(tmp_path_factory.mktemp("nightly")) as place:
         schedule = DeploymentScheduleCreate(
@@ -149,6 +149,73 @@ def test_the_current_adapter_is_taken_back_from_the_ui_with_a_reason(
 
 @pytest.mark.prefect
 @pytest.mark.timeout(600)
+def test_a_run_that_died_and_one_that_nobody_takes_are_marked_and_reported(
+    client: SyncPrefectClient, fakes: dict[str, DeploymentResponse], place: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the least patience that Prefect allows."""
+    for name in ("DEAD_AFTER", "LATE_FOR"):
+        monkeypatch.setattr(flows.provision, name, timedelta(seconds=10))
+    with serving() as people:
+        people.answer = lambda request: says("heard")
+        block: Any = Webhook(url=SecretStr(f"{people.url}/chat/completions"), allow_private_urls=True)
+        block.save("nothing-gpt")
+        provision(client)
+        dead, late = (tomorrow(client, fakes["embedded"], place) for _ in range(2))
+        client.set_flow_run_state(late.id, Scheduled(name="Late", scheduled_time=late.expected_start_time), force=True)
+        client.set_flow_run_state(dead.id, Running(), force=True)
+        beat(dead)
+        try:
+            assert {ended(client, run).state_name for run in (dead, late)} == {"Crashed"}
+            eventually(lambda: len(people.requests) >= 2)
+        finally:
+            monkeypatch.undo()
+            Webhook.delete("nothing-gpt")
+            (report,) = client.read_automations_by_name("nothing-gpt: a crashed run is reported")
+            client.delete_automation(report.id)
+            provision(client)
+    assert {request["text"] for request in people.requests} == {
+        f"{dead.name} of dpo-pipeline crashed: Its process died or lost its machine; Retry goes on where it stopped.",
+        f"{late.name} of dpo-pipeline crashed: No worker took it for an hour; start one and press Retry.",
+    }
+
+
+def tomorrow(client: SyncPrefectClient, deployment: DeploymentResponse, place: Engines) -> FlowRun:
+    """A run that no worker takes today."""
+    then = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters(place), state=then)
+
+
+def beat(run: FlowRun) -> None:
+    """As the run's process does."""
+    emit_event(
+        "prefect.flow-run.heartbeat",
+        {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+        related=[
+            {
+                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": "dpo-pipeline",
+            }
+        ],
+    )
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
+def test_a_scheduled_run_starts_by_itself_and_one_that_would_overlap_is_cancelled(
+    client: SyncPrefectClient, nightly: FlowRunFilter
+) -> None:
+    def states() -> Counter[str | None]:
+        """How many runs are in each, but for those of the nights to come."""
+        found = Counter(run.state_name for run in client.read_flow_runs(flow_run_filter=nightly))
+        del found["Scheduled"]
+        return found
+
+    eventually(lambda: states() == {"Completed": 1, "Cancelled": 1})
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
 def test_a_run_whose_worker_was_killed_goes_on_when_it_is_retried(
     client: SyncPrefectClient, workers: Workers, fakes: dict[str, DeploymentResponse], place: Engines, slots: None
 ) -> None:
@@ -181,70 +248,3 @@ def test_of_two_workers_one_does_each_run_and_a_stage_of_both_is_done_once(
         names = [found.name for found in client.read_flow_run_states(run.id)]
         assert [names.count(name) for name in ("Pending", "Running", "Completed")] == [1, 1, 1]
     assert repeated(place) == 0
-
-
-@pytest.mark.prefect
-@pytest.mark.timeout(600)
-def test_a_run_that_died_and_one_that_nobody_takes_are_marked_and_reported(
-    client: SyncPrefectClient, fakes: dict[str, DeploymentResponse], place: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the least patience that Prefect allows."""
-    for name in ("DEAD_AFTER", "LATE_FOR"):
-        monkeypatch.setattr(flows.provision, name, timedelta(seconds=10))
-    with serving() as people:
-        people.answer = lambda request: says("heard")
-        block: Any = Webhook(url=SecretStr(f"{people.url}/chat/completions"), allow_private_urls=True)
-        block.save("nothing-gpt")
-        provision(client)
-        dead, late = (tomorrow(client, fakes["embedded"], place) for _ in range(2))
-        client.set_flow_run_state(late.id, Scheduled(name="Late", scheduled_time=late.expected_start_time), force=True)
-        client.set_flow_run_state(dead.id, Running(), force=True)
-        beat(dead)
-        try:
-            assert {ended(client, run).state_name for run in (dead, late)} == {"Crashed"}
-            eventually(lambda: len(people.requests) >= 2)
-        finally:
-            monkeypatch.undo()
-            Webhook.delete("nothing-gpt")
-            (report,) = client.read_automations_by_name("nothing-gpt: a crashed run is reported")
-            client.delete_automation(report.id)
-            provision(client)
-    assert {request["text"] for request in people.requests} == {
-        f"{dead.name} of dpo-pipeline crashed: Its process died or lost its machine; Retry goes on where it stopped.",
-        f"{late.name} of dpo-pipeline crashed: No worker took it for an hour; start one and press Retry.",
-    }
-
-
-@pytest.mark.prefect
-@pytest.mark.timeout(600)
-def test_a_scheduled_run_starts_by_itself_and_one_that_would_overlap_is_cancelled(
-    client: SyncPrefectClient, nightly: FlowRunFilter
-) -> None:
-    def states() -> Counter[str | None]:
-        """How many runs are in each, but for those of the nights to come."""
-        found = Counter(run.state_name for run in client.read_flow_runs(flow_run_filter=nightly))
-        del found["Scheduled"]
-        return found
-
-    eventually(lambda: states() == {"Completed": 1, "Cancelled": 1})
-
-
-def tomorrow(client: SyncPrefectClient, deployment: DeploymentResponse, place: Engines) -> FlowRun:
-    """A run that no worker takes today."""
-    then = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
-    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters(place), state=then)
-
-
-def beat(run: FlowRun) -> None:
-    """As the run's process does."""
-    emit_event(
-        "prefect.flow-run.heartbeat",
-        {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
-        related=[
-            {
-                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
-                "prefect.resource.role": "flow",
-                "prefect.resource.name": "dpo-pipeline",
-            }
-        ],
-    )
