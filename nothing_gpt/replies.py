@@ -118,9 +118,10 @@ class Meter:
         self._add(reply)
 
     def include(self, shard: "Meter") -> None:
-        """Counts what a shard asked for now: its replies, found in the journal, were not kept from before."""
+        """Counts what a shard asked for now: its replies, found in the journal, were not kept from before. Of a row
+        that two shards asked for one reply is found there."""
         self.calls += shard.calls
-        self.kept -= shard.calls
+        self.kept = max(0, self.kept - shard.calls)
         self.retries += shard.retries
         self.seconds.extend(shard.seconds)
 

@@ -110,6 +110,19 @@ def test_the_spending_limit_is_the_wholes(
     assert len(fake.requests) == 30
 
 
+def test_a_set_that_two_shards_hold_was_not_kept_from_before(
+    workshop: Workshop, tmp_path: Path, fake: FakeEndpoint, service: Service
+) -> None:
+    fake.answer = prefers("one", "three")
+    rows = [{"prompt": prompt.messages, "completions": ["one", "two", "three"]} for prompt in prompts(SIZE)]
+    write_jsonl(tmp_path / "completions.jsonl", rows * 2)
+    sets = workshop.adopt(Stage("generate_pairs", 0), {"completions.jsonl": tmp_path / "completions.jsonl"})
+    settings = JudgeSettings()
+    usage = workshop.counts(judge(workshop, sets, settings, service, workers(sets, settings, service)))["usage"]
+    assert usage["calls"] == len(fake.requests)
+    assert usage["kept"] == 0
+
+
 def test_batches_are_not_spread(workshop: Workshop, sets: Artifact, service: Service) -> None:
     with pytest.raises(FatalError, match="batch"):  # which this endpoint knows nothing of
         judge(workshop, sets, SETTINGS.model_copy(update={"batch": True}), service, nowhere)
