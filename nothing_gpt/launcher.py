@@ -8,6 +8,7 @@ the last whole checkpoint. What no other try would mend ends the group.
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.progress import say
-from nothing_gpt.ranks import ADDRESS, ENDPOINT, is_first_machine
+from nothing_gpt.ranks import ADDRESS, AGENT, ENDPOINT, is_first_machine
 
 RESTARTS = 3
 """Of the group, by one agent; then whoever runs the agent tries again, or does not."""
@@ -43,7 +44,7 @@ class Agent(LocalElasticAgent):
 
 def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
     """Runs `command` as `gpus` processes here, of `gpus` x `nodes` in all; the exit code of the group: that of a
-    process that cannot be mended, else of the first to fail, 75 where this process was asked to stop.
+    process that cannot be mended, else of the first to fail; 75 where this process was asked to stop, 130 on Ctrl-C.
 
     `name` is the run's, the same on all machines.
 
@@ -64,6 +65,7 @@ def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
         local_addr=os.environ.get(ADDRESS, None if endpoint else "127.0.0.1"),
         is_host=is_first_machine(), join_timeout=JOIN_S, read_timeout=JOIN_S,
     )  # fmt: skip
+    os.environ[AGENT] = str(os.getpid())
     # The processes' own store anew at each start: in the agents' they would find addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # As many threads as cores in each process would wait for one another most of the time.
@@ -79,8 +81,8 @@ def launch(command: Sequence[str], name: str, gpus: int, nodes: int) -> int:
             )  # fmt: skip
             result: Any = Agent(spec, DefaultLogsSpecs(log_dir=logs)).run()
             handler.shutdown()
-        except SignalException:  # without `shutdown`: the others wait for us to come again
-            return TransientError.exit_code
+        except SignalException as asked:  # without `shutdown`: the others wait for us to come again
+            return 128 + signal.SIGINT if asked.sigval == signal.SIGINT else TransientError.exit_code
         except RendezvousError as error:
             raise TransientError(f"train: the group's machines do not meet at {endpoint} ({error})") from None
     return _exit_code(result)

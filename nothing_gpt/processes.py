@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -129,10 +130,12 @@ class Child:
         return [line for line in lines if line.strip()][-n:]
 
 
-def die_with_parent() -> None:
-    """Has the kernel kill this process when the one that started it ends, for one in a session of its own that no
-    leash reaches."""
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when the one that started it, whose id is `parent`, ends. If it did so already
+    the kernel would never tell, and we end here."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -153,14 +156,7 @@ def _kill_group(group: int, number: signal.Signals) -> None:
 
 def _leash(command: list[str]) -> int:
     """Run `command` in a group of its own until it ends or stdin does; its exit code, as a shell gives it."""
-    me, prctl = os.getpid(), ctypes.CDLL(None).prctl
-
-    def die_with_leash() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != me:  # it died before the line above
-            os._exit(128 + signal.SIGKILL)
-
-    parent = socket.socket(fileno=0)
+    parent, die_with_leash = socket.socket(fileno=0), partial(die_with_parent, os.getpid())
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_leash)
     signal.signal(signal.SIGTERM, lambda *_: _kill_group(child.pid, signal.SIGTERM))
     signal.signal(signal.SIGALRM, lambda *_: _kill_group(child.pid, signal.SIGKILL))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nothing_gpt.errors import TransientError, stop_at_once
+from nothing_gpt.processes import die_with_parent
 
 ENDPOINT = "PET_RDZV_ENDPOINT"
 """Variable with HOST:PORT of a group's first machine; torchrun's own name."""
@@ -19,6 +20,8 @@ ADDRESS = "PET_LOCAL_ADDR"
 their machines in the order of these."""
 INDEX = "JOB_COMPLETION_INDEX"
 """Variable with a machine's place in its group, from 0, as a Kubernetes Indexed Job sets it."""
+AGENT = "NOTHING_GPT_AGENT"
+"""Variable with the id of the agent that started a rank."""
 SETTLE_S = 3.0
 """A rank that lost another waits so long with its end: which one the agent sees end first says what went wrong."""
 
@@ -26,6 +29,11 @@ SETTLE_S = 3.0
 def is_rank() -> bool:
     """Whether an agent started this process as one of a group."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def end_with_agent() -> None:
+    """Has this rank end when its agent does: it is in a session of its own, which no leash reaches."""
+    die_with_parent(int(os.environ[AGENT]))
 
 
 def is_first_machine() -> bool:

@@ -236,10 +236,12 @@ class PreferenceTrainer(DPOTrainer):
         return answer
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but for the loss: the mean over all pairs, however they are spread over batches and
-        ranks."""
+        """As transformers', but for the loss of several ranks: the mean over all pairs, however they are spread over
+        batches and ranks."""
         self._evaluated = torch.zeros(2, dtype=torch.double)
         output: Any = super().evaluation_loop(*args, **kwargs)
+        if ranks.count() == 1:
+            return output
         sums: Any = self.accelerator.reduce(self._evaluated.to(self.args.device))
         loss, pairs = sums.tolist()
         output.metrics["eval_loss"] = loss / pairs

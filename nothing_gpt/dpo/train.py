@@ -14,7 +14,7 @@ as many processes of itself (`launcher.py`), which share each update's pairs.
 
 import signal
 
-from nothing_gpt.errors import FatalError, exits_cleanly, stop_at_once
+from nothing_gpt.errors import FatalError, TransientError, exits_cleanly, stop_at_once
 
 if __name__ == "__main__":  # before the other imports, which take a second
     signal.signal(signal.SIGTERM, stop_at_once)
@@ -25,6 +25,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -41,13 +42,15 @@ from nothing_gpt.devices import taken
 from nothing_gpt.dpo.order import STAGE, UNFINGERPRINTED, fingerprinted, fulfil
 from nothing_gpt.dpo.recipe import Training, label_smoothing, recipe
 from nothing_gpt.loading import load_settings
-from nothing_gpt.processes import QUIET, Run, die_with_parent
+from nothing_gpt.processes import QUIET, Run
 from nothing_gpt.progress import hush
 from nothing_gpt.records import digest, file_digest
 from nothing_gpt.store import open_store
 from nothing_gpt.training_figures import out_of_memory
 
 MODULE = "nothing_gpt.dpo.train"
+PUBLISHED_S = 300.0
+"""Longest wait of a group's other machines for the first to publish what they made together."""
 
 
 def train(
@@ -78,13 +81,24 @@ def train(
 def take_part(
     workshop: Workshop, pairs: Artifact, adapter: Artifact, base: Base, settings: TrainingSettings, run: Run
 ) -> None:
-    """As `train`, on another than the first machine of its group: it trains its share, and makes nothing of its own.
-    Raises as `train`."""
+    """As `train`, on another than the first machine of its group: it trains its share, makes nothing of its own, and
+    ends when the first has published. A Job starts no pod anew that ended well; if the first were lost just before it
+    had published, the one in its place would wait for us in vain.
+
+    Raises:
+        TransientError: the first does not publish; and as `train`.
+    """
     made = workshop.fingerprint(STAGE, fingerprinted(settings, base), {"pairs": pairs, "adapter": adapter})
-    if workshop.find(STAGE.name, made) is None:
-        folder = workshop.work / "group" / made
-        folder.mkdir(parents=True, exist_ok=True)
-        _run_in(folder, workshop, pairs, adapter, base, settings, run)
+    if workshop.find(STAGE.name, made) is not None:
+        return
+    folder = workshop.work / "group" / made
+    folder.mkdir(parents=True, exist_ok=True)
+    _run_in(folder, workshop, pairs, adapter, base, settings, run)
+    deadline = time.monotonic() + PUBLISHED_S
+    while workshop.find(STAGE.name, made) is None:
+        if time.monotonic() > deadline:
+            raise TransientError("train: the group's first machine publishes nothing; run again to take part again")
+        time.sleep(min(1, PUBLISHED_S))
 
 
 def _run_in(
@@ -122,6 +136,8 @@ def _in_this_process(_: str, arguments: Sequence[str], environment: Mapping[str,
 
 
 def _program(given: Sequence[str]) -> None:
+    if ranks.is_rank():
+        ranks.end_with_agent()
     parser = argparse.ArgumentParser(description="DPO training of one adapter.")
     parser.add_argument("--settings", type=Path, action="append", help="YAML file of settings, such as a preset")
     parser.add_argument("--work", type=Path, help="folder for the run's own work folder; default: beside ADAPTER_PATH")
@@ -145,7 +161,6 @@ def _program(given: Sequence[str]) -> None:
     made_of = fingerprint(start, data, base, settings)
     run = arguments.run or made_of
     if ranks.is_rank():
-        die_with_parent()
         if not ranks.is_first():
             hush()
     elif settings.gpus * settings.nodes > 1:

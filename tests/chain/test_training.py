@@ -105,6 +105,7 @@ def test_a_run_learns_the_preference_and_publishes_an_adapter_that_can_be_served
     assert figures["step0_loss"] == pytest.approx(figures["step0_expected"], abs=1e-6)
     assert (figures["steps"], figures["eval_accuracy"], figures["changed_share"]) == (tiny.STEPS, 1, 1)
     assert figures["eval_loss"] < figures["step0_loss"]
+    assert figures["eval_loss"] == np.float32(figures["eval_loss"]), "transformers' own mean, to the last bit"
     assert figures["eval_margin_ci"][0] > 0
     assert not list(undisturbed.parent.glob("work/*"))
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nothing_gpt.config import TrainingSettings
 from nothing_gpt.dpo import recipe, train
 from nothing_gpt.dpo.recipe import Training, label_smoothing
 from nothing_gpt.dpo.train import fingerprint, main
-from nothing_gpt.errors import FatalError
+from nothing_gpt.errors import FatalError, TransientError
 from nothing_gpt.loading import load_settings
 from nothing_gpt.losses import flip_rate
 from nothing_gpt.store import open_store
@@ -237,6 +238,29 @@ def test_as_a_stage_the_adapter_is_that_of_the_version(tmp_path: Path, workshop:
     with pytest.raises(FatalError, match="seen"):
         train.train(workshop, pairs, adapter, Base("base", "base"), settings, run)
     assert given == [settings.model_dump() | {"starting_version": 0}]
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_another_machine_of_a_group_ends_when_the_first_has_published(
+    tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    """Otherwise the one in the first's place would wait for it in vain."""
+    monkeypatch.setattr(train, "PUBLISHED_S", 600 if published else 0)
+    (tmp_path / "x").touch()
+    pairs, adapter = (workshop.adopt(Stage(name, 1), {"x": tmp_path / "x"}) for name in ("pairs", "adapter"))
+    base, settings, ran = Base("base", "base"), TrainingSettings(nodes=2), list[str]()
+    inputs = {"pairs": pairs, "adapter": adapter}
+
+    def run(module: str, *_: Any) -> None:
+        ran.append(module)
+        if published:
+            workshop.make(train.STAGE, train.fingerprinted(settings, base), inputs, lambda folder: {"rows": 1})
+
+    with nullcontext() if published else pytest.raises(TransientError, match="publishes nothing; run again"):
+        train.take_part(workshop, pairs, adapter, base, settings, run)
+    if published:
+        train.take_part(workshop, pairs, adapter, base, settings, run)  # by a pod that comes late
+    assert ran == [train.MODULE]
 
 
 @pytest.mark.parametrize("named", [False, True])

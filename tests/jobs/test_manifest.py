@@ -168,12 +168,22 @@ def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Any, text: str | None
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("resources", ["", ", resources: {limits: {cpu: 1.5}}", ", resources: {limits: }"])
+def test_resources_that_cannot_be_multiplied_are_named(tmp_path: Any, resources: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"{{metadata: {{}}, spec: {{template: {{spec: {{containers: [{{name: train{resources}}}]}}}}}}}}")
+    settings = GKESettings(manifest=str(path))
+    with pytest.raises(FatalError, match=r"training.gpus=2 takes the resources .*; give them in whole numbers"):
+        manifest(settings, FINGERPRINT, STORE, IMAGE, gpus=2)
+
+
 def test_what_a_manifest_leaves_empty_is_filled_in(tmp_path: Any) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(
-        "metadata: {labels: , annotations: }\nspec: {template: {metadata: , spec: {containers: [{name: train}]}}}"
+        "metadata: {labels: , annotations: }\n"
+        "spec: {template: {metadata: , spec: {containers: [{name: train, env: }]}}}"
     )
-    job = manifest(GKESettings(manifest=str(path)), FINGERPRINT, STORE, IMAGE)
+    job = manifest(GKESettings(manifest=str(path)), FINGERPRINT, STORE, IMAGE, nodes=2)
     assert job["metadata"]["labels"] == job["spec"]["template"]["metadata"]["labels"]
     assert job["metadata"]["labels"]["nothing-gpt/fingerprint"] == FINGERPRINT
     assert job["metadata"]["annotations"] == {"nothing-gpt/store": STORE}

@@ -29,7 +29,8 @@ def manifest(
 ) -> dict[str, Any]:
     """The Job in `settings.manifest`, filled in: one pod with `gpus` GPUs, or `nodes` of them that meet at the first.
 
-    Raises FatalError: there is no such file, or no Job in it whose container we know.
+    Raises FatalError: there is no such file, no Job in it whose container we know, or its resources cannot be
+    multiplied.
     """
     try:
         job = yaml.safe_load(Path(settings.manifest).read_bytes())
@@ -54,7 +55,13 @@ def manifest(
     container["image"] = image
     container["args"] = ["--store", store, "--job", fingerprint]
     if gpus > 1:
-        _ask_for(container, gpus)
+        try:
+            _ask_for(container, gpus)
+        except (KeyError, TypeError, AttributeError):
+            raise FatalError(
+                f"{settings.manifest}: training.gpus={gpus} takes the resources of the container {CONTAINER} so many "
+                "times; give them in whole numbers, with a unit or without"
+            ) from None
     if nodes > 1:
         _index(job, container, nodes)
     return job
@@ -64,7 +71,7 @@ def _ask_for(container: dict[str, Any], gpus: int) -> None:
     """What the container takes, once for each GPU's process; the disk they share."""
     for asked in container["resources"].values():
         for name in asked.keys() - {"ephemeral-storage"}:
-            number, unit = re.findall(r"^(\d+)(\w*)$", str(asked[name]))[0]
+            number, unit = re.fullmatch(r"(\d+)([a-zA-Z]*)", str(asked[name])).groups()  # pyright: ignore[reportOptionalMemberAccess]
             asked[name] = int(number) * gpus if name == GPU else f"{int(number) * gpus}{unit}"
 
 
@@ -74,7 +81,7 @@ def _index(job: dict[str, Any], container: dict[str, Any], nodes: int) -> None:
     spec.update(completionMode="Indexed", completions=nodes, parallelism=nodes)
     spec["template"]["spec"]["subdomain"] = SERVICE
     meeting = f"{job['metadata']['name']}-0.{SERVICE}:{PORT}"
-    container["env"] = [*container.get("env", ()), {"name": ENDPOINT, "value": meeting}]
+    container["env"] = [*(container.get("env") or ()), {"name": ENDPOINT, "value": meeting}]
     container["ports"] = [{"name": "rendezvous", "containerPort": PORT}]
 
 
