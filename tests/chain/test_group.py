@@ -25,7 +25,7 @@ from nothing_gpt.store import open_store
 from tests.chain import group, tiny
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(1200), pytest.mark.usefixtures("alone")]
+pytestmark = [pytest.mark.group, pytest.mark.timeout(1200), pytest.mark.usefixtures("alone")]
 
 SHAPE: dict[str, Any] = {"gradient_accumulation_steps": 4, "save_steps": 2, "eval_steps": 3, "logging_steps": 2}
 STEPS = 6
