@@ -28,11 +28,14 @@ class ShowSteps(TrainerCallback):
     def __init__(self, label: str):
         self._label = label
         self._shown = ExitStack()
+        self._advance: Callable[[], None] | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._advance = self._shown.enter_context(progress(self._label, state.max_steps, state.global_step))
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._advance is None:  # from here on a stop is gone on from; the evaluation before is none of the steps
+            self._advance = self._shown.enter_context(progress(self._label, state.max_steps, state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self._advance
         self._advance()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
