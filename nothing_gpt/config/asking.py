@@ -189,5 +189,5 @@ class JudgeSettings(EndpointSettings):
             "gemini-3.5-flash-lite": Price(input=0.30, output=2.50),
             "gemini-2.5-pro": Price(input=1.25, output=10.0),
         },
-        description="USD per million tokens, by model, as Google lists them.",
+        description="USD per million tokens, by model.",
     )
